@@ -1,0 +1,125 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Name is the name of the driver, as CSIDriver objects and StorageClasses
+// spell it.
+const Name = "erofs.csi.dev"
+
+// Defaults of [Config].
+const (
+	DefaultCacheDir = "/var/lib/erofs-csi"
+	DefaultStateDir = "/run/erofs-csi"
+)
+
+// maxSocketPath is the size of sun_path (unix(7)) without its terminating NUL.
+const maxSocketPath = 107
+
+// Config configures [RunNode] and [RunController]. The controller uses
+// Endpoint and Version only.
+type Config struct {
+	// Endpoint is the CSI socket, "unix:///absolute/path" or
+	// "/absolute/path"; the path has at most 107 bytes less the 16 of a
+	// temporary name.
+	Endpoint string
+	// NodeID names this node to the cluster; 1 to 256 bytes.
+	NodeID string
+	// Version is reported by GetPluginInfo; "" is "unknown".
+	Version string
+
+	// CacheDir is the store of images, owned by one process; "" is
+	// DefaultCacheDir.
+	CacheDir string
+	// StateDir holds what must not outlive the kernel's mounts, so it belongs
+	// on a tmpfs; "" is DefaultStateDir.
+	StateDir string
+	// Front is "auto" (also ""), "overlay" or "tree".
+	Front string
+
+	// AllowedPaths are the directories below which an image may be named by
+	// an absolute path. Nil or empty: no image may be, because any pod author
+	// can write such a path into an inline volume.
+	AllowedPaths []string
+	// PlainHTTPRegistries are the registries ("host" or "host:port") that are
+	// spoken to without TLS.
+	PlainHTTPRegistries []string
+	// InlineDomains are "NAMESPACE=DOMAIN" pairs: inline volumes of pods of
+	// NAMESPACE may ask for DOMAIN.
+	InlineDomains []string
+
+	// RegistrationDir is kubelet's directory of registration sockets
+	// (/var/lib/kubelet/plugins_registry); "" leaves registration to the
+	// registrar sidecar.
+	RegistrationDir string
+	// KubeletRegistrationPath is Endpoint's path as kubelet sees it on the
+	// host; "" is the path of Endpoint.
+	KubeletRegistrationPath string
+}
+
+// socketPath returns the path of a unix endpoint.
+func socketPath(endpoint string) (string, error) {
+	path := endpoint
+	if strings.Contains(endpoint, ":") {
+		u, err := url.Parse(endpoint)
+		if err != nil {
+			return "", fmt.Errorf("endpoint %q: %w", endpoint, err)
+		}
+		if u.Scheme != "unix" || u.Host != "" || u.Opaque != "" {
+			return "", fmt.Errorf("endpoint %q: want unix:///absolute/path/of/the.sock", endpoint)
+		}
+		path = u.Path
+	}
+	if !filepath.IsAbs(path) || path == "/" {
+		return "", fmt.Errorf("endpoint %q: want unix:///absolute/path/of/the.sock", endpoint)
+	}
+	return filepath.Clean(path), nil
+}
+
+// checkNode validates what RunNode needs and fills in the defaults.
+func (c *Config) checkNode() error {
+	if c.NodeID == "" {
+		return errors.New("no node id: pass --node-id with the name of the node")
+	}
+	if len(c.NodeID) > 256 {
+		// CSI NodeGetInfoResponse.node_id: at most 256 bytes.
+		return fmt.Errorf("node id of %d bytes: at most 256 are allowed", len(c.NodeID))
+	}
+	if c.CacheDir == "" {
+		c.CacheDir = DefaultCacheDir
+	}
+	if c.StateDir == "" {
+		c.StateDir = DefaultStateDir
+	}
+	if c.Front == "" {
+		c.Front = "auto"
+	}
+	if !slices.Contains([]string{"auto", "overlay", "tree"}, c.Front) {
+		return fmt.Errorf("front %q: want auto, overlay or tree", c.Front)
+	}
+	for _, d := range []struct{ what, path string }{
+		{"cache directory", c.CacheDir},
+		{"state directory", c.StateDir},
+	} {
+		if !filepath.IsAbs(d.path) {
+			return fmt.Errorf("%s %q: want an absolute path", d.what, d.path)
+		}
+	}
+	for _, p := range c.AllowedPaths {
+		if !filepath.IsAbs(p) {
+			return fmt.Errorf("allowed path %q: want an absolute path", p)
+		}
+	}
+	return nil
+}
+
+// plainHTTP reports whether host is spoken to without TLS.
+func (c *Config) plainHTTP(host string) bool {
+	return slices.Contains(c.PlainHTTPRegistries, host)
+}
