@@ -1,0 +1,101 @@
+# erofs-csi: build, test, lint, demo. `make` alone prints the list of targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+# A fresh machine often has Go unpacked without being in PATH.
+export PATH := $(PATH):/usr/local/go/bin
+
+GO       ?= go
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GOOS     ?= $(shell $(GO) env GOOS)
+GOARCH   ?= $(shell $(GO) env GOARCH)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+BIN      := bin/erofs-csi
+
+# The tests of the whole tree measure page cache and mount file systems: one
+# package at a time, so that none changes what another measures.
+PACKAGES  = $$($(GO) list ./... | grep -v /test/e2e)
+TESTFLAGS ?=
+TIMEOUT   ?= 20m
+# As root everything the tests need is there or gets installed, so a test that
+# would skip fails instead.
+ROOT_CI   := $(if $(filter 0,$(shell id -u)),true)
+
+# Tools are built from source at these versions into .cache/bin.
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI         := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+FUZZTIME ?= 30s
+IMAGE    ?= erofs-csi:$(VERSION)
+
+.PHONY: help
+help: ## Print this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/erofs-csi, static
+	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/erofs-csi
+
+.PHONY: run
+run: build ## Run the demo: two images, one page cache (root; no Kubernetes needed)
+	@test/prepare demo
+	@$(GO) run ./test/demo -binary $(BIN)
+
+.PHONY: test
+test: ## Run all tests but the end-to-end ones (as root: none is skipped)
+	@test/prepare test
+	@CI=$${CI:-$(ROOT_CI)} $(GO) test -p 1 -timeout $(TIMEOUT) $(TESTFLAGS) $(PACKAGES)
+
+.PHONY: test-race
+test-race: ## The same under the race detector (needs a C compiler)
+	@test/prepare race
+	@CI=$${CI:-$(ROOT_CI)} CGO_ENABLED=1 $(GO) test -race -p 1 -timeout $(TIMEOUT) $(TESTFLAGS) $(PACKAGES)
+
+.PHONY: bench
+bench: build ## Compare with the kernel's EROFS: speed and page cache (root)
+	@test/prepare demo
+	@$(GO) run ./test/bench
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (30s)
+	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "== $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+.PHONY: lint
+lint: $(GOLANGCI) ## Lint, with the dependency arrows, and prove that the arrows hold
+	@$(GOLANGCI) run ./...
+	@GOLANGCI_LINT=$(abspath $(GOLANGCI)) $(GO) test -count=1 -tags arrows ./test/arrows
+
+.PHONY: fmt
+fmt: $(GOLANGCI) ## Format the Go files
+	@$(GOLANGCI) fmt ./...
+
+.PHONY: vet
+vet: ## go vet
+	@$(GO) vet ./...
+
+.PHONY: e2e
+e2e: ## End-to-end tests against the cluster of KUBECONFIG
+	@echo "make $@: comes with the Kubernetes end-to-end suite (test/e2e), which is not in this tree yet; run 'make test'" >&2; exit 1
+
+.PHONY: e2e-kind
+e2e-kind: ## The same against a kind cluster
+	@echo "make $@: comes with the Kubernetes end-to-end suite (test/e2e), which is not in this tree yet; run 'make test'" >&2; exit 1
+
+.PHONY: image
+image: ## Build the container image with docker
+	@docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+
+.PHONY: clean
+clean: ## Remove bin and .cache
+	@rm -rf bin .cache
+
+$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI_VERSION) (once)" >&2
+	@GOBIN=$(abspath $(@D)) GOFLAGS= $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
