@@ -1,0 +1,134 @@
+package fingerprint
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/erofs-csi/erofs-csi/erofs"
+)
+
+// readSize is how much of a file is read at a time: the largest FUSE request, and
+// enough for one O_DIRECT read to reach a disk's bandwidth.
+const readSize = 1 << 20
+
+// Result is what Build found besides the index.
+type Result struct {
+	Files int   // files hashed
+	Bytes int64 // bytes hashed
+	// Unreadable counts the files left out because they cannot be read, and
+	// FirstError says why for one of them.
+	Unreadable int
+	FirstError error
+}
+
+// errBudget is why a file is left out that claims more data than its image can hold.
+var errBudget = errors.New("the image's files claim more than 256 times its size")
+
+// MaxRatio bounds the work: the files hashed hold at most this many bytes for each
+// byte of the image. LZ4 cannot compress better than 255:1, so that only images
+// with huge holes come near it; a few hundred bytes can claim exabytes of zeros.
+const MaxRatio = 256
+
+// Build hashes files, as Files lists them, with one worker a CPU, in the order of
+// their nids, which is about the order of their data. It uses 1 MiB a worker, and
+// reads at most MaxRatio times imageSize, which is in bytes and counts extra
+// devices; the largest files are left out first.
+//
+// A file that cannot be read is left out and counted; the only errors are those of
+// ctx.
+func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) (*Index, Result, error) {
+	within := affordable(files, imageSize)
+	sums := make([]Sum, len(files))
+	errs := make([]error, len(files))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(files)) {
+		wg.Go(func() {
+			buf := make([]byte, readSize)
+			for ctx.Err() == nil {
+				i := int(next.Add(1) - 1)
+				if i >= len(files) {
+					return
+				}
+				if !within[i] {
+					errs[i] = errBudget
+					continue
+				}
+				sums[i], errs[i] = hash(ctx, im, files[i], buf)
+			}
+		})
+	}
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, Result{}, err
+	}
+
+	var r Result
+	ix := &Index{nids: make([]uint64, 0, len(files)), sums: make([]Sum, 0, len(files))}
+	for i, f := range files {
+		if errs[i] != nil {
+			if r.Unreadable++; r.FirstError == nil {
+				r.FirstError = fmt.Errorf("nid %d: %w", f.NID, errs[i])
+			}
+			continue
+		}
+		r.Files++
+		r.Bytes += f.Size
+		ix.nids = append(ix.nids, f.NID)
+		ix.sums = append(ix.sums, sums[i])
+	}
+	return ix, r, nil
+}
+
+// hash reads one file whole through buf.
+func hash(ctx context.Context, im *erofs.Image, f File, buf []byte) (sum Sum, err error) {
+	in, err := im.Inode(f.NID)
+	if err != nil {
+		return sum, err
+	}
+	h := sha256.New()
+	for off := int64(0); off < f.Size; {
+		if err := ctx.Err(); err != nil {
+			return sum, err
+		}
+		n, err := in.ReadAt(buf[:min(int64(len(buf)), f.Size-off)], off)
+		if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
+			return sum, err
+		}
+		if n == 0 {
+			return sum, io.ErrUnexpectedEOF
+		}
+		h.Write(buf[:n])
+		off += int64(n)
+	}
+	h.Sum(sum[:0])
+	return sum, nil
+}
+
+// affordable tells of each file whether it is among the smallest that together
+// stay within MaxRatio times the image's size.
+func affordable(files []File, imageSize int64) []bool {
+	order := make([]int, len(files))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(files[a].Size, files[b].Size) })
+	ok := make([]bool, len(files))
+	left := min(imageSize, math.MaxInt64/MaxRatio) * MaxRatio
+	for _, i := range order {
+		if left -= files[i].Size; left < 0 {
+			break
+		}
+		ok[i] = true
+	}
+	return ok
+}
