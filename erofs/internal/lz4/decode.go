@@ -1,0 +1,232 @@
+package lz4
+
+import (
+	"encoding/binary"
+	"errors"
+)
+
+// ErrCorrupt says that the source is not a valid block up to the point where
+// the destination would have been full.
+var ErrCorrupt = errors.New("lz4: corrupt block")
+
+const (
+	minMatch = 4  // a match of length code 0 has 4 bytes
+	maxCode  = 15 // of a length in the token: more bytes of length follow
+
+	// The fast loop runs while so many bytes are left of src and of dst: the
+	// token, a 16 byte copy of at most 14 literals and the offset; and the
+	// literals with a match of at most 18 bytes, copied as 24.
+	fastSrc = 1 + 16 + 2
+	fastDst = 14 + 24
+)
+
+// Decode decodes src into dst until dst is full or src ends, and returns the
+// number of bytes decoded. n < len(dst) with a nil error means that the block
+// is whole and shorter than dst. What follows in src once dst is full is not
+// looked at.
+//
+// Errors: ErrCorrupt, with n the number of bytes that are good.
+func Decode(dst, src []byte) (n int, err error) {
+	var s State
+	return s.Decode(dst, src)
+}
+
+// State is where the decoding of a block stopped, so that it can go on later
+// into a longer destination. The zero State is the start of a block.
+type State struct {
+	in, out int // the next sequence: its token in src, its first byte in dst
+}
+
+// Decode is the function Decode going on where the last call stopped. src must
+// be the same block, and dst[:n] of the last call must be unchanged; dst may
+// be longer. The sequence in which the last call stopped is decoded again.
+//
+// Errors: ErrCorrupt. The State is then of no more use.
+func (s *State) Decode(dst, src []byte) (n int, err error) {
+	if s.out >= len(dst) {
+		return len(dst), nil
+	}
+	if s.in > len(src) {
+		return s.out, ErrCorrupt
+	}
+	s.in, s.out = decodeFast(dst, src, s.in, s.out)
+	return s.decodeTail(dst, src)
+}
+
+// mask[o] keeps the first o bytes of a little endian word, and spread[o]
+// repeats them over the word by multiplication. stride[o] is the largest
+// multiple of o in a word: the period of writes that continue the pattern.
+var (
+	mask   = [8]uint64{0, 1<<8 - 1, 1<<16 - 1, 1<<24 - 1, 1<<32 - 1, 1<<40 - 1, 1<<48 - 1, 1<<56 - 1}
+	spread = [8]uint64{
+		0, 0x0101010101010101, 0x0001000100010001, 1 | 1<<24 | 1<<48,
+		1 | 1<<32, 1 | 1<<40, 1 | 1<<48, 1 | 1<<56,
+	}
+	stride = [8]int{8, 8, 8, 6, 8, 5, 6, 7}
+)
+
+// decodeFast decodes whole sequences from src[si] to dst[di] while they are
+// far enough from the end of both, and returns where it stopped: always
+// between two sequences, 0 <= si <= len(src), 0 <= di <= len(dst). A sequence
+// that is invalid or comes too near to an end is left to decodeTail.
+func decodeFast(dst, src []byte, si, di int) (int, int) {
+	for si <= len(src)-fastSrc && di <= len(dst)-fastDst {
+		token := int(src[si])
+		s, d := si+1, di
+
+		// Literals.
+		if lit := token >> 4; lit < maxCode {
+			*(*[16]byte)(dst[d:]) = *(*[16]byte)(src[s:])
+			s += lit
+			d += lit
+		} else {
+			var ok bool
+			if lit, s, ok = extend(src, s, lit); !ok {
+				return si, di
+			}
+			if lit > len(src)-s-2 || lit > len(dst)-d-24 {
+				return si, di
+			}
+			copy(dst[d:d+lit], src[s:])
+			s += lit
+			d += lit
+		}
+
+		// Match: from here s+2 <= len(src) and d+24 <= len(dst).
+		offset := int(binary.LittleEndian.Uint16(src[s:]))
+		s += 2
+		m := d - offset
+		if offset == 0 || m < 0 {
+			return si, di
+		}
+		if length := token & 15; length < maxCode {
+			length += minMatch
+			switch {
+			case offset >= 16:
+				*(*[16]byte)(dst[d:]) = *(*[16]byte)(dst[m:])
+				*(*[8]byte)(dst[d+16:]) = *(*[8]byte)(dst[m+16:])
+			case offset >= 8:
+				*(*[8]byte)(dst[d:]) = *(*[8]byte)(dst[m:])
+				*(*[8]byte)(dst[d+8:]) = *(*[8]byte)(dst[m+8:])
+				*(*[8]byte)(dst[d+16:]) = *(*[8]byte)(dst[m+16:])
+			default:
+				v := binary.LittleEndian.Uint64(dst[m:]) & mask[offset&7] * spread[offset&7]
+				step := stride[offset&7]
+				binary.LittleEndian.PutUint64(dst[d:], v)
+				binary.LittleEndian.PutUint64(dst[d+step:], v)
+				binary.LittleEndian.PutUint64(dst[d+2*step:], v)
+				if length > 3*step {
+					binary.LittleEndian.PutUint64(dst[d+3*step:], v)
+				}
+			}
+			si, di = s, d+length
+			continue
+		}
+
+		length, s, ok := extend(src, s, maxCode)
+		if !ok {
+			return si, di
+		}
+		length += minMatch
+		if length > len(dst)-d-16 {
+			return si, di
+		}
+		if offset >= 16 && length <= 64 {
+			for w := 0; w < length; w += 16 {
+				*(*[16]byte)(dst[d+w:]) = *(*[16]byte)(dst[m+w:])
+			}
+		} else {
+			copyMatch(dst, d, m, length)
+		}
+		si, di = s, d+length
+	}
+	return si, di
+}
+
+// decodeTail decodes from s on, exact to the byte, until dst is full or src
+// ends. It leaves s at the start of the sequence in which it stopped.
+func (s *State) decodeTail(dst, src []byte) (int, error) {
+	si, di := s.in, s.out
+	for di < len(dst) {
+		s.in, s.out = si, di
+		if si >= len(src) {
+			return di, ErrCorrupt // a block ends with literals, not with a match
+		}
+		token := int(src[si])
+		si++
+
+		lit := token >> 4
+		if lit == maxCode {
+			var ok bool
+			if lit, si, ok = extend(src, si, lit); !ok {
+				return di, ErrCorrupt
+			}
+		}
+		if room := len(dst) - di; lit >= room {
+			if len(src)-si < room {
+				return di, ErrCorrupt
+			}
+			copy(dst[di:], src[si:])
+			return len(dst), nil
+		}
+		if lit > len(src)-si {
+			return di, ErrCorrupt
+		}
+		copy(dst[di:di+lit], src[si:])
+		si += lit
+		di += lit
+		if si == len(src) {
+			if token&15 != 0 {
+				return di, ErrCorrupt // the last sequence has no match
+			}
+			s.in, s.out = si, di
+			return di, nil
+		}
+
+		if len(src)-si < 2 {
+			return di, ErrCorrupt
+		}
+		offset := int(binary.LittleEndian.Uint16(src[si:]))
+		si += 2
+		m := di - offset
+		if offset == 0 || m < 0 {
+			return di, ErrCorrupt
+		}
+		length := token & 15
+		if length == maxCode {
+			var ok bool
+			if length, si, ok = extend(src, si, length); !ok {
+				return di, ErrCorrupt
+			}
+		}
+		length = min(length+minMatch, len(dst)-di)
+		copyMatch(dst, di, m, length)
+		di += length
+	}
+	return di, nil
+}
+
+// extend adds the length bytes at src[i:] to n: each up to and including the
+// first one below 255. The sum is below 256 times len(src). ok is false when
+// src ends before.
+func extend(src []byte, i, n int) (length, next int, ok bool) {
+	for i < len(src) {
+		b := int(src[i])
+		i++
+		n += b
+		if b != 255 {
+			return n, i, true
+		}
+	}
+	return n, i, false
+}
+
+// copyMatch copies length bytes from dst[m] to dst[d] as if byte by byte.
+// 0 <= m < d, d+length <= len(dst).
+func copyMatch(dst []byte, d, m, length int) {
+	end := d + length
+	for d < end {
+		// dst[m:d] is a whole number of periods, and twice as many each time.
+		d += copy(dst[d:end], dst[m:d])
+	}
+}
