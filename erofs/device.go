@@ -1,6 +1,11 @@
 package erofs
 
-import "io"
+import (
+	"io"
+	"math/bits"
+
+	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+)
 
 // Device is one extra device of a multi-device image.
 type Device struct {
@@ -8,14 +13,76 @@ type Device struct {
 	Size int64 // bytes
 }
 
-// deviceSlot is an entry of the device table with the reader given for it.
-// The unified address space has it at [uniaddr, uniaddr+blocks), in blocks of
-// the image; uniaddr 0 means that it has no place there.
+// DeviceSlot is one entry of the device table.
+type DeviceSlot struct {
+	Tag     string // digest or name that mkfs gave, maybe empty
+	Blocks  uint64
+	UniAddr uint64 // first block in the unified address space, 0: none
+}
+
+// deviceSlot is an entry of the device table with the device given for it.
+// In the unified address space it is at [UniAddr, UniAddr+Blocks), in blocks
+// of the image. dev.R is nil when Open was given no devices.
 type deviceSlot struct {
-	tag     string
-	blocks  uint64
-	uniaddr uint64
-	dev     *Device // nil: not given to Open
+	DeviceSlot
+	dev Device
+}
+
+// loadDevices reads the device table and pairs it with the given devices.
+//
+// Source: erofs_scan_devices in fs/erofs/super.c of Linux 6.18.
+func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
+	const op = "device table"
+	n := 0
+	if sb.FeatureIncompat&disk.IncompatDeviceTable != 0 {
+		n = int(sb.ExtraDevices)
+	}
+	if len(given) > 0 && len(given) != n {
+		return fail(ErrInvalid, op, 0, noOffset, "the image has %d extra devices, %d were given", n, len(given))
+	}
+	if n == 0 {
+		return nil
+	}
+	off := int64(sb.DevtSlotOff) * disk.DeviceSlotSize
+	if end := off + int64(n)*disk.DeviceSlotSize; end > im.size {
+		return fail(ErrCorrupt, op, 0, off, "%d slots reach beyond the end of the image (%d bytes)", n, im.size)
+	}
+	im.flat = len(given) == 0
+	im.deviceMask = 1<<bits.Len(uint(n)) - 1
+	im.devices = make([]deviceSlot, n) // their slots are in the image, so n <= size/128
+	for i := range im.devices {
+		raw, err := im.metaView(op, 0, off+int64(i)*disk.DeviceSlotSize, disk.DeviceSlotSize)
+		if err != nil {
+			return err
+		}
+		var slot disk.DeviceSlot
+		slot.Decode(raw)
+		d := &im.devices[i]
+		d.DeviceSlot = DeviceSlot{Tag: cString(slot.Tag[:]), Blocks: uint64(slot.Blocks), UniAddr: uint64(slot.UniAddr)}
+		if !im.flat {
+			d.dev = given[i]
+		}
+		im.sb.ExtraDevices = append(im.sb.ExtraDevices, d.DeviceSlot)
+	}
+	return nil
+}
+
+// CheckDevices reports whether all extra devices can be read: they were given
+// to Open and are long enough, or the primary device holds them. The error,
+// ErrUnsupported or ErrCorrupt, names the first that can't.
+func (im *Image) CheckDevices() error {
+	for i := range im.devices {
+		d := &im.devices[i]
+		if d.Blocks == 0 {
+			continue
+		}
+		if _, _, n, err := im.extraDevice(0, i+1, 0); err != nil {
+			return err
+		} else if need := d.Blocks << im.blkBits; uint64(n) < need {
+			return fail(ErrCorrupt, "device table", 0, noOffset, "extra device %d (tag %q) has %d of %d bytes", i+1, d.Tag, n, need)
+		}
+	}
+	return nil
 }
 
 // readData fills p from byte address addr of a device: 0 is the primary one
@@ -23,11 +90,10 @@ type deviceSlot struct {
 // error. It reads straight into p in one ReadAt for each device touched.
 //
 // Errors: ErrCorrupt for an unknown device or an address outside of it,
-// ErrUnsupported for a device that Open was not given. Source: erofs_map_dev
-// in fs/erofs/data.c, Linux 6.18.
+// ErrUnsupported for a device that was not given, or what the device returned.
 func (im *Image) readData(in *Inode, p []byte, dev uint16, addr int64) error {
 	for len(p) > 0 {
-		r, devAddr, n, err := im.mapDevice(in, dev, addr)
+		r, devAddr, n, err := im.mapDevice(in.NID, dev, addr)
 		if err != nil {
 			return err
 		}
@@ -40,44 +106,57 @@ func (im *Image) readData(in *Inode, p []byte, dev uint16, addr int64) error {
 	return nil
 }
 
-// mapDevice finds the reader and the address in it of byte address addr, and
-// how many bytes from there are on that device: at least one.
-func (im *Image) mapDevice(in *Inode, dev uint16, addr int64) (r io.ReaderAt, devAddr, n int64, err error) {
-	if addr < 0 {
-		return nil, 0, 0, in.corrupt("data", noOffset, "address beyond 2^63")
-	}
-	if dev == 0 {
-		id, start := im.unified(addr)
-		if id == 0 {
-			if addr >= im.size {
-				return nil, 0, 0, in.corrupt("data", addr, "address beyond the end of the image (%d bytes)", im.size)
-			}
-			return im.r, addr, im.size - addr, nil
+// mapDevice finds the reader and the address in it of byte address addr for
+// the inode nid, and how many bytes from there are on that device: at least 1.
+//
+// Source: erofs_map_dev in fs/erofs/data.c of Linux 6.18.
+func (im *Image) mapDevice(nid uint64, dev uint16, addr int64) (r io.ReaderAt, devAddr, n int64, err error) {
+	if dev != 0 {
+		if int(dev) > len(im.devices) {
+			return nil, 0, 0, fail(ErrCorrupt, "data", nid, noOffset, "device %d, but the table has %d", dev, len(im.devices))
 		}
-		dev, addr = id, addr-start
+		return im.extraDevice(nid, int(dev), addr)
 	}
-	if int(dev) > len(im.devices) {
-		return nil, 0, 0, in.corrupt("data", noOffset, "device %d, but the table has %d", dev, len(im.devices))
+	if !im.flat {
+		if id, start := im.unified(addr); id != 0 {
+			return im.extraDevice(nid, id, addr-start)
+		}
 	}
-	slot := &im.devices[dev-1]
-	if slot.dev == nil {
-		return nil, 0, 0, in.unsupported("data", "data on extra device %d (tag %q), which was not given", dev, slot.tag)
+	if addr < 0 || addr >= im.size {
+		return nil, 0, 0, fail(ErrCorrupt, "data", nid, addr, "the address is beyond the end of the image (%d bytes)", im.size)
 	}
-	if addr >= slot.dev.Size {
-		return nil, 0, 0, in.corrupt("data", addr, "address beyond the end of device %d (%d bytes)", dev, slot.dev.Size)
+	return im.r, addr, im.size - addr, nil
+}
+
+// extraDevice is mapDevice for the extra device id, 1 <= id <= len(devices).
+func (im *Image) extraDevice(nid uint64, id int, addr int64) (r io.ReaderAt, devAddr, n int64, err error) {
+	d := &im.devices[id-1]
+	if im.flat {
+		start := int64(d.UniAddr) << im.blkBits // at most 2^48
+		if start == 0 || start >= im.size {
+			return nil, 0, 0, fail(ErrUnsupported, "data", nid, noOffset,
+				"extra device %d of %d (tag %q) was not given", id, len(im.devices), d.Tag)
+		}
+		if addr < 0 || addr >= im.size-start {
+			return nil, 0, 0, fail(ErrCorrupt, "data", nid, addr, "the address is beyond the end of the image (%d bytes)", im.size)
+		}
+		return im.r, start + addr, im.size - start - addr, nil
 	}
-	return slot.dev.R, addr, slot.dev.Size - addr, nil
+	if addr < 0 || addr >= d.dev.Size {
+		return nil, 0, 0, fail(ErrCorrupt, "data", nid, addr, "the address is beyond the end of device %d (%d bytes)", id, d.dev.Size)
+	}
+	return d.dev.R, addr, d.dev.Size - addr, nil
 }
 
 // unified finds the extra device whose place in the unified address space
-// holds addr, and the byte address where that place starts; 0: none, the
+// holds addr, and the byte address where that place starts; id 0: none, the
 // primary device.
-func (im *Image) unified(addr int64) (id uint16, start int64) {
+func (im *Image) unified(addr int64) (id int, start int64) {
 	blk := uint64(addr) >> im.blkBits
 	for i := range im.devices {
 		d := &im.devices[i]
-		if d.uniaddr != 0 && blk >= d.uniaddr && blk-d.uniaddr < d.blocks {
-			return uint16(i + 1), int64(d.uniaddr << im.blkBits)
+		if d.UniAddr != 0 && blk >= d.UniAddr && blk-d.UniAddr < d.Blocks {
+			return i + 1, int64(d.UniAddr << im.blkBits)
 		}
 	}
 	return 0, 0

@@ -1,6 +1,13 @@
 package erofs
 
-import "io"
+import (
+	"encoding/binary"
+	"io"
+
+	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+)
+
+var le = binary.LittleEndian
 
 // Image is an open EROFS image. It holds no lock and is safe for concurrent
 // use; it never closes the readers it was given.
@@ -14,16 +21,13 @@ type Image struct {
 	meta    *metaCache
 
 	devices    []deviceSlot
-	deviceMask uint16 // of the device ids of chunk indexes
+	deviceMask uint16 // of the device ids in chunk indexes
+	flat       bool   // no extra device was given: all of them are looked for in the primary one
 
-	prefixes []xattrPrefix
-	root     int64 // byte address of nid 0
-}
+	prefixes    []xattrPrefix
+	fingerprint int // index in prefixes of the image's own fingerprints; -1: none
 
-// lz4Config is what the superblock says about LZ4 compressed data.
-type lz4Config struct {
-	maxDistance     uint16 // of a match, in bytes; 0: 65535
-	maxPclusterBlks uint16 // blocks in the largest physical cluster, at least 1
+	root int64 // byte address of nid 0; 0 <= root <= size
 }
 
 // Option changes how Open works.
@@ -35,25 +39,66 @@ type options struct {
 }
 
 // WithDevices gives the extra devices of a multi-device image in the order of
-// its device table. Files with data on a device that is not given can't be
-// read.
+// its device table: all of them, or none. Given none, the devices are expected
+// in the primary one, at their places in the unified address space.
 func WithDevices(d ...Device) Option {
 	return func(o *options) { o.devices = append(o.devices, d...) }
 }
 
-// WithMetadataCache bounds the memory kept for metadata blocks, 4 MiB by
-// default. At least one unit of 16 KiB, or one block, is kept.
+// WithMetadataCache bounds the memory kept for metadata, in bytes, 4 MiB by
+// default. At least one unit of 16 KiB, or of one block, is kept.
 func WithMetadataCache(bytes int) Option {
 	return func(o *options) { o.metaBytes = bytes }
 }
 
 // Open reads the superblock of the image of size bytes in r and checks that
-// everything it needs is supported.
+// everything it announces is supported and that its root is a directory.
+// Nothing else is read. r must be safe for concurrent use, as io.ReaderAt says.
 //
-// Errors: ErrFormat, ErrUnsupported, ErrCorrupt, or what r returned.
+// Errors: ErrFormat, ErrUnsupported, ErrCorrupt, ErrInvalid for a number of
+// devices other than the image's, or what r returned.
 func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
-	return nil, fail(ErrUnsupported, "superblock", 0, noOffset, "not yet")
+	o := options{metaBytes: defaultMetaCache}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	im := &Image{r: r, size: size, fingerprint: -1}
+	sb, err := im.loadSuperblock(o.metaBytes)
+	if err != nil {
+		return nil, err
+	}
+	im.root = int64(sb.MetaBlkAddr) << im.blkBits
+	if im.root > im.size {
+		return nil, fail(ErrCorrupt, "superblock", 0, disk.SuperBlockOffset, "the metadata start beyond the end of the image")
+	}
+	if err := im.loadCompression(sb); err != nil {
+		return nil, err
+	}
+	if err := im.loadDevices(sb, o.devices); err != nil {
+		return nil, err
+	}
+	if err := im.loadXattrPrefixes(sb); err != nil {
+		return nil, err
+	}
+	root, err := im.Inode(im.sb.RootNID)
+	if err != nil {
+		return nil, err
+	}
+	if !root.IsDir() {
+		return nil, root.corrupt("root", noOffset, "it is not a directory (mode %#o)", root.Mode)
+	}
+	return im, nil
 }
 
 // Superblock returns the decoded superblock.
 func (im *Image) Superblock() Superblock { return im.sb }
+
+// Size returns the size of the primary device in bytes, as given to Open.
+func (im *Image) Size() int64 { return im.size }
+
+// Root reads the root directory.
+func (im *Image) Root() (*Inode, error) { return im.Inode(im.sb.RootNID) }
+
+// roundUp rounds n >= 0 up to a multiple of unit, a power of two. The caller
+// makes sure that the result fits.
+func roundUp(n, unit int64) int64 { return (n + unit - 1) &^ (unit - 1) }

@@ -1,23 +1,115 @@
 package erofs
 
-// Xattr is an extended attribute with its full name, such as "user.comment".
+import (
+	"strings"
+
+	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+)
+
+// Xattr is an extended attribute with its full name, such as "user.comment"
+// or "system.posix_acl_access". An ACL's value is that of getxattr(2).
 type Xattr struct {
 	Name  string
 	Value []byte
 }
 
-// xattrPrefix is an entry of the table of long name prefixes.
-type xattrPrefix struct {
-	name string // base prefix and infix
+// Xattrs returns the extended attributes in the order of the image, inline
+// ones first, as the kernel lists them to root: attributes whose name index
+// has no name in Linux are left out, and so is the image's own fingerprint,
+// unless mkfs was told to give it a common name.
+//
+// Errors: those of the format, or what the device returned.
+func (in *Inode) Xattrs() ([]Xattr, error) {
+	var list []Xattr
+	err := in.eachXattr(func(e xattrEntry) bool {
+		if name := in.im.xattrName(e); name != "" {
+			list = append(list, Xattr{Name: name, Value: append([]byte{}, e.value...)})
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
 }
 
-// Xattrs returns all extended attributes, without the fingerprint that the
-// image itself carries.
-func (in *Inode) Xattrs() ([]Xattr, error) { return nil, in.unsupported("xattr", "not yet") }
+// Xattr returns the value of one attribute.
+//
+// Errors: ErrNoXattr, those of the format, or what the device returned.
+func (in *Inode) Xattr(name string) ([]byte, error) {
+	var value []byte
+	err := in.eachXattr(func(e xattrEntry) bool {
+		if in.im.xattrHasName(e, name) {
+			value = append([]byte{}, e.value...)
+			return false
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if value == nil {
+		return nil, &FormatError{Op: "xattr", NID: in.NID, Off: noOffset, Err: ErrNoXattr}
+	}
+	return value, nil
+}
 
-// Xattr returns the value of one attribute, or ErrNoXattr.
-func (in *Inode) Xattr(name string) ([]byte, error) { return nil, ErrNoXattr }
+// The value of an image's own fingerprint: a tag and the raw digest.
+const (
+	fingerprintTag  = "sha256:"
+	fingerprintSize = len(fingerprintTag) + 32
+)
 
 // ImageFingerprint returns the SHA-256 of the content that the image claims
-// for a regular file. It is a claim: nothing has checked it.
-func (in *Inode) ImageFingerprint() (sha256 []byte, ok bool, err error) { return nil, false, nil }
+// for a regular file; ok is false when it claims none. It is a claim: nothing
+// has checked it.
+//
+// Errors: ErrCorrupt for a digest of the wrong length and those of Xattrs.
+func (in *Inode) ImageFingerprint() (sha256 []byte, ok bool, err error) {
+	if in.im.fingerprint < 0 {
+		return nil, false, nil
+	}
+	index := uint8(disk.XattrLongPrefix | in.im.fingerprint)
+	var value []byte
+	err = in.eachXattr(func(e xattrEntry) bool {
+		if e.index == index && len(e.name) == 0 {
+			value = append([]byte{}, e.value...)
+			return false
+		}
+		return true
+	})
+	if err != nil || !strings.HasPrefix(string(value), fingerprintTag) {
+		return nil, false, err
+	}
+	if len(value) != fingerprintSize {
+		return nil, false, in.corrupt("fingerprint", noOffset, "%d bytes, not %d", len(value), fingerprintSize)
+	}
+	return value[len(fingerprintTag):], true, nil
+}
+
+// xattrPrefixOf is the prefix that an entry's name index stands for, "" for a
+// hidden one.
+func (im *Image) xattrPrefixOf(e xattrEntry) string {
+	if e.index&disk.XattrLongPrefix == 0 {
+		return basePrefix(e.index)
+	}
+	if i := int(e.index & disk.XattrLongPrefixMask); i < len(im.prefixes) {
+		return im.prefixes[i].name
+	}
+	return ""
+}
+
+// xattrName is the full name of an entry, "" for a hidden one.
+func (im *Image) xattrName(e xattrEntry) string {
+	if prefix := im.xattrPrefixOf(e); prefix != "" {
+		return prefix + string(e.name)
+	}
+	return ""
+}
+
+// xattrHasName reports whether an entry has the full name, without building it.
+func (im *Image) xattrHasName(e xattrEntry, name string) bool {
+	prefix := im.xattrPrefixOf(e)
+	return prefix != "" && len(name) == len(prefix)+len(e.name) &&
+		strings.HasPrefix(name, prefix) && name[len(prefix):] == string(e.name)
+}
