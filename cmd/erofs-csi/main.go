@@ -1,0 +1,33 @@
+// Command erofs-csi mounts EROFS images read-only through FUSE with a page
+// cache that equal files of all images of a domain share: from the command line
+// (mount), and for Kubernetes as the CSI driver erofs.csi.dev (node,
+// controller).
+//
+// What it prints: results on stdout; errors on stderr, one line each with the
+// fix; logs (klog, -v) on stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.command.SetArgs(args)
+	root.command.SetOut(stdout)
+	root.command.SetErr(stderr)
+	err := root.command.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintln(stderr, "erofs-csi: "+oneLine(err))
+	return root.exitCode(err)
+}

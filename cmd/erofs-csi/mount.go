@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// mountFlags are the flags of mount.
+type mountFlags struct {
+	domain, cacheDir, stateDir, pprof string
+	front                             *choice
+	pull                              *pull
+}
+
+// pair is one IMAGE DIR of the command line.
+type pair struct {
+	image imageArg
+	arg   string // as given
+	dir   string
+}
+
+func mountCommand() *cobra.Command {
+	var f mountFlags
+	cmd := &cobra.Command{
+		Use:   "mount [--domain ID] IMAGE DIR [IMAGE DIR]...",
+		Short: "Mount images, until SIGTERM or SIGINT",
+		Long: `Mounts each IMAGE read-only onto the directory DIR after it, prints "ready" when
+all are mounted, and serves them in the foreground until SIGTERM or SIGINT; then
+it unmounts them and exits 0. With --domain, files of equal content share one
+page cache in all images of this process; without it, nothing is shared.
+
+IMAGE is the path of an EROFS file or block device, with extra devices as
+PATH,device=PATH..., or a reference HOST/NAME:TAG or HOST/NAME@DIGEST to an EROFS
+artifact in a registry. Credentials come from $REGISTRY_AUTH_FILE,
+$DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
+		Example: `  erofs-csi mount app.erofs /mnt
+
+  # two versions of one image, one page cache
+  erofs-csi mount --domain web v1.erofs /mnt/v1 v2.erofs /mnt/v2
+
+  # from a registry
+  erofs-csi mount registry.example/app:v1 /mnt`,
+		Args: arguments(func(n int) bool { return n > 0 && n%2 == 0 }, "pairs of IMAGE and DIR"),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.domain, "domain", "", "`ID` of the domain whose images share memory; empty: nothing is shared")
+	addCacheDir(flags, &f.cacheDir)
+	addStateDir(flags, &f.stateDir)
+	f.front = addFront(cmd)
+	f.pull = addPull(cmd)
+	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
+	_ = flags.MarkHidden("pprof") // it fails only for a flag that does not exist
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+		defer stop()
+		signal.Ignore(syscall.SIGPIPE) // a reader of "ready" that has gone must not kill a file server
+		return runMount(ctx, cmd.OutOrStdout(), &f, args)
+	}
+	return cmd
+}
+
+// runMount mounts all pairs, says so, and takes them down when ctx ends, or
+// those it had when one fails.
+func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) (err error) {
+	pairs, err := parsePairs(args)
+	if err != nil {
+		return err
+	}
+	if f.pprof != "" {
+		if err := servePprof(ctx, f.pprof); err != nil {
+			return err
+		}
+	}
+	server, err := newMountServer(ctx, f, pairs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, server.close(context.WithoutCancel(ctx))) }()
+	for _, p := range pairs {
+		if err := server.mount(ctx, p); err != nil {
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // told to stop before all were mounted
+			}
+			return err
+		}
+	}
+	if _, err := fmt.Fprintln(out, "ready"); err != nil {
+		return fmt.Errorf("nobody reads ready: %w: keep stdout open", err)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// parsePairs checks every argument before anything is mounted.
+func parsePairs(args []string) ([]pair, error) {
+	pairs := make([]pair, 0, len(args)/2)
+	used := make(map[string]bool)
+	for i := 0; i < len(args); i += 2 {
+		image, err := parseImage(args[i])
+		if err != nil {
+			return nil, err
+		}
+		dir, err := mountDirectory(args[i+1])
+		if err != nil {
+			return nil, err
+		}
+		if used[dir] {
+			return nil, usagef("%s is given twice: mount each image onto a directory of its own", args[i+1])
+		}
+		used[dir] = true
+		pairs = append(pairs, pair{image: image, arg: args[i], dir: dir})
+	}
+	return pairs, nil
+}
+
+// mountServer is the store, the engine and what is mounted.
+type mountServer struct {
+	flags   *mountFlags
+	store   *nodecache.Store
+	cleanup func() // of the store, after its Close
+	engine  *engine.Engine
+	options nodecache.AcquireOptions
+	mounted []mounted // in order of mounting
+}
+
+// mounted is one front at its directory.
+type mounted struct {
+	image  *nodecache.Image
+	front  *engine.Front
+	target *target
+}
+
+func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountServer, error) {
+	s := &mountServer{flags: f}
+	pathsOnly := true
+	for _, p := range pairs {
+		pathsOnly = pathsOnly && p.image.path
+	}
+	var err error
+	if !pathsOnly {
+		if s.options, err = f.pull.options(); err != nil {
+			return nil, err
+		}
+	}
+	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, pathsOnly); err != nil {
+		return nil, err
+	}
+	if s.engine, err = engine.New(ctx, engine.Config{StateDir: f.stateDir, Front: f.front.value}); err != nil {
+		_ = s.store.Close()
+		s.cleanup()
+		return nil, err
+	}
+	return s, nil
+}
+
+// mount mounts one pair; on failure it leaves nothing of it.
+func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
+	var m mounted
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.undo(context.WithoutCancel(ctx)))
+		}
+	}()
+	if m.image, err = s.store.Acquire(ctx, p.image.ref, s.options); err != nil {
+		return imageError(p.arg, err)
+	}
+	m.front, err = s.engine.Mount(ctx, engine.Request{Domain: s.flags.domain, VolumeID: p.dir, Image: m.image})
+	if err != nil {
+		return imageError(p.arg, err)
+	}
+	if m.target, err = bindFront(s.flags.stateDir, m.front.Path(), p.dir); err != nil {
+		return err
+	}
+	s.mounted = append(s.mounted, m)
+	klog.FromContext(ctx).V(2).Info("Mounted", "image", p.arg, "dir", p.dir, "front", m.front.Kind())
+	return nil
+}
+
+// undo unmounts and releases what there is, in the reverse order.
+func (m *mounted) undo(ctx context.Context) error {
+	var errs []error
+	if m.target != nil {
+		errs = append(errs, m.target.unmount(ctx))
+	}
+	if m.front != nil {
+		errs = append(errs, m.front.Release(ctx))
+	}
+	if m.image != nil {
+		m.image.Release()
+	}
+	return errors.Join(errs...)
+}
+
+// close takes everything down, the last mount first.
+func (s *mountServer) close(ctx context.Context) error {
+	var errs []error
+	for i := len(s.mounted) - 1; i >= 0; i-- {
+		errs = append(errs, s.mounted[i].undo(ctx))
+	}
+	errs = append(errs, s.engine.Close(ctx), s.store.Close())
+	s.cleanup()
+	return errors.Join(errs...)
+}

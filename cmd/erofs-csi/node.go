@@ -1,0 +1,111 @@
+package main
+
+import (
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/erofs-csi/erofs-csi/driver"
+)
+
+func nodeCommand() *cobra.Command {
+	cfg := driver.Config{Version: releaseName()}
+	cmd := &cobra.Command{
+		Use:   "node --endpoint unix://SOCK --node-id ID",
+		Short: "Run the CSI node plugin",
+		Long: `Serves the CSI Identity and Node services on a unix socket until SIGTERM or
+SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
+		Example: `  erofs-csi node --endpoint unix:///csi/csi.sock --node-id "$NODE_NAME" -v=2
+
+  # images at paths of the node, too, below one directory
+  erofs-csi node --endpoint unix:///csi/csi.sock --node-id n1 --allow-path /srv/images`,
+		Args: exactly(0, "no arguments"),
+	}
+	flags := cmd.Flags()
+	addEndpoint(cmd, &cfg.Endpoint)
+	flags.StringVar(&cfg.NodeID, "node-id", "", "name of this node in the cluster, `ID` (required)")
+	addCacheDir(flags, &cfg.CacheDir)
+	addStateDir(flags, &cfg.StateDir)
+	front := addFront(cmd)
+	flags.StringArrayVar(&cfg.AllowedPaths, "allow-path", nil, "`DIR` below which volumes may name images by absolute path (repeatable; default: none)")
+	addPlainHTTP(flags, &cfg.PlainHTTPRegistries)
+	flags.StringArrayVar(&cfg.InlineDomains, "allow-inline-domain", nil, "`NAMESPACE=DOMAIN` that inline volumes of pods of the namespace may ask for (repeatable)")
+	flags.StringVar(&cfg.RegistrationDir, "registration-dir", "", "kubelet's plugins_registry `DIR`; empty leaves registration to the registrar sidecar")
+	flags.StringVar(&cfg.KubeletRegistrationPath, "kubelet-registration-path", "", "the endpoint's `PATH` as kubelet sees it (default: the endpoint's own)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkNodeFlags(&cfg); err != nil {
+			return err
+		}
+		cfg.Front = front.value
+		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		return driver.RunNode(ctx, cfg)
+	}
+	return cmd
+}
+
+func controllerCommand() *cobra.Command {
+	cfg := driver.Config{Version: releaseName()}
+	cmd := &cobra.Command{
+		Use:     "controller --endpoint unix://SOCK",
+		Short:   "Run the CSI controller",
+		Long:    `Serves the CSI Identity and Controller services on a unix socket until SIGTERM or SIGINT.`,
+		Example: `  erofs-csi controller --endpoint unix:///csi/csi.sock -v=2`,
+		Args:    exactly(0, "no arguments"),
+	}
+	addEndpoint(cmd, &cfg.Endpoint)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkEndpoint(cfg.Endpoint); err != nil {
+			return err
+		}
+		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		return driver.RunController(ctx, cfg)
+	}
+	return cmd
+}
+
+func addEndpoint(cmd *cobra.Command, p *string) {
+	cmd.Flags().StringVar(p, "endpoint", "", "CSI socket, `unix:///absolute/path` (required)")
+}
+
+func checkEndpoint(endpoint string) error {
+	if endpoint == "" {
+		return usagef("no --endpoint: pass --endpoint unix:///absolute/path/of/the.sock")
+	}
+	if path := strings.TrimPrefix(endpoint, "unix://"); !filepath.IsAbs(path) {
+		return usagef("--endpoint %s: want unix:///absolute/path/of/the.sock", endpoint)
+	}
+	return nil
+}
+
+// checkNodeFlags refuses what no machine would accept; the driver checks the
+// rest.
+func checkNodeFlags(cfg *driver.Config) error {
+	if err := checkEndpoint(cfg.Endpoint); err != nil {
+		return err
+	}
+	if cfg.NodeID == "" {
+		return usagef("no --node-id: pass --node-id with the name of the node")
+	}
+	for _, dir := range []struct{ flag, path string }{{"cache-dir", cfg.CacheDir}, {"state-dir", cfg.StateDir}} {
+		if !filepath.IsAbs(dir.path) {
+			return usagef("--%s %q: want an absolute path", dir.flag, dir.path)
+		}
+	}
+	for _, dir := range cfg.AllowedPaths {
+		if !filepath.IsAbs(dir) {
+			return usagef("--allow-path %q: want an absolute path", dir)
+		}
+	}
+	for _, pair := range cfg.InlineDomains {
+		namespace, domain, ok := strings.Cut(pair, "=")
+		if !ok || namespace == "" || domain == "" {
+			return usagef("--allow-inline-domain %q: want NAMESPACE=DOMAIN", pair)
+		}
+	}
+	return nil
+}

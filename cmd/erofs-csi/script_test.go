@@ -1,0 +1,209 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"erofs-csi": main})
+}
+
+// TestCommandLine runs the scripts that mount nothing.
+func TestCommandLine(t *testing.T) { runScripts(t, "testdata") }
+
+// TestMount runs the scripts that mount.
+func TestMount(t *testing.T) {
+	images.Need(t, "root", os.Geteuid() == 0)
+	_, err := os.Stat("/dev/fuse")
+	images.Need(t, "/dev/fuse", err == nil)
+	runScripts(t, "testdata/mount")
+}
+
+func runScripts(t *testing.T, dir string) {
+	t.Helper()
+	needPrograms(t, "mkfs.erofs", "dd")
+	testscript.Run(t, testscript.Params{
+		Dir:                 dir,
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup:               setUp,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serve":     serve,
+			"terminate": terminate,
+			"code":      code,
+			"mounted":   mountedCommand,
+			"flip":      flip,
+		},
+	})
+}
+
+func needPrograms(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		_, err := exec.LookPath(name)
+		images.Need(t, name, err == nil)
+	}
+}
+
+// A served is a mount command that a script runs in the background.
+type served struct {
+	cmd    *exec.Cmd
+	stdout *bufio.Reader
+	stderr bytes.Buffer
+}
+
+type servedKey struct{}
+
+func setUp(env *testscript.Env) error {
+	work := env.WorkDir
+	env.Setenv("CACHE", filepath.Join(work, "cache"))
+	env.Setenv("STATE", filepath.Join(work, "state"))
+	running := make(map[string]*served)
+	env.Values[servedKey{}] = running
+	env.Defer(func() {
+		for _, s := range running {
+			_ = s.cmd.Process.Kill()
+			_ = s.cmd.Wait()
+		}
+		for _, dir := range mountsBelow(work) { // else the removal of $WORK would enter them
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+		}
+	})
+	return nil
+}
+
+// serve NAME ARGS... starts `erofs-csi mount ARGS` and waits for ready.
+func serve(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: serve NAME ARGS...")
+	}
+	s := &served{}
+	s.cmd = exec.Command("erofs-csi", append([]string{"mount", "--cache-dir", ts.Getenv("CACHE"), "--state-dir", ts.Getenv("STATE")}, args[1:]...)...)
+	s.cmd.Dir = ts.MkAbs(".")
+	s.cmd.Stderr = &s.stderr
+	out, err := s.cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(s.cmd.Start())
+	ts.Value(servedKey{}).(map[string]*served)[args[0]] = s
+	s.stdout = bufio.NewReader(out)
+	line, err := s.stdout.ReadString('\n')
+	if err != nil || line != "ready\n" {
+		_ = s.cmd.Wait()
+		ts.Fatalf("want ready, got %q, %v, stderr:\n%s", line, err, s.stderr.Bytes())
+	}
+}
+
+// terminate NAME SIGNAL [CODE] sends TERM, INT or KILL and expects the exit
+// code, 0 unless given; after KILL none is expected.
+func terminate(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: terminate NAME TERM|INT|KILL")
+	}
+	signal := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}[args[1]]
+	running := ts.Value(servedKey{}).(map[string]*served)
+	s := running[args[0]]
+	if signal == 0 || s == nil {
+		ts.Fatalf("terminate %v: no such signal or process", args)
+	}
+	ts.Check(s.cmd.Process.Signal(signal))
+	stuck := time.AfterFunc(30*time.Second, func() { _ = s.cmd.Process.Kill() })
+	defer stuck.Stop()
+	rest, err := io.ReadAll(s.stdout)
+	ts.Check(err)
+	err = s.cmd.Wait()
+	delete(running, args[0])
+	if signal != syscall.SIGKILL && (err != nil || len(rest) > 0) {
+		ts.Fatalf("%s: %v, further stdout %q, stderr:\n%s", args[1], err, rest, s.stderr.Bytes())
+	}
+	ts.Logf("stderr of %s:\n%s", args[0], s.stderr.Bytes())
+}
+
+// code N ARGS... runs erofs-csi and expects the exit code N, on success
+// nothing on stderr and else one line on it that begins with the command's
+// name. Further checks go by stdout.txt and stderr.txt.
+func code(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: code N ARGS...")
+	}
+	cmd := exec.Command("erofs-csi", args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("WORK"), "REGISTRY_AUTH_FILE="+ts.Getenv("REGISTRY_AUTH_FILE"), "DOCKER_CONFIG=")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	_ = cmd.Run() // its exit code is looked at
+	ts.Check(os.WriteFile(ts.MkAbs("stdout.txt"), stdout.Bytes(), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs("stderr.txt"), stderr.Bytes(), 0o600))
+	ts.Logf("%v\nstdout: %s\nstderr: %s", args[1:], stdout.Bytes(), stderr.Bytes())
+	if got := fmt.Sprint(cmd.ProcessState.ExitCode()); got != args[0] {
+		ts.Fatalf("exit code %s, want %s", got, args[0])
+	}
+	text := stderr.String()
+	if args[0] == "0" {
+		if text != "" {
+			ts.Fatalf("stderr of a success: %s", text)
+		}
+		return
+	}
+	if !strings.HasPrefix(text, "erofs-csi: ") || strings.Count(text, "\n") != 1 || !strings.HasSuffix(text, "\n") {
+		ts.Fatalf("stderr is not one line that begins with erofs-csi: %q", text)
+	}
+}
+
+// mounted DIR expects a mount at or below DIR.
+func mountedCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: [!] mounted DIR")
+	}
+	if found := mountsBelow(ts.MkAbs(args[0])); (len(found) > 0) == neg {
+		ts.Fatalf("mounts at or below %s: %q", args[0], found)
+	}
+}
+
+// mountsBelow lists the mount points at and below dir, the last mounted first.
+func mountsBelow(dir string) []string {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	var found []string
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+			found = append([]string{f[4]}, found...)
+		}
+	}
+	return found
+}
+
+// flip FILE OFFSET inverts one byte.
+func flip(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: flip FILE OFFSET")
+	}
+	var off int64
+	_, err := fmt.Sscan(args[1], &off)
+	ts.Check(err)
+	f, err := os.OpenFile(ts.MkAbs(args[0]), os.O_RDWR, 0)
+	ts.Check(err)
+	defer func() { ts.Check(f.Close()) }()
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, off)
+	ts.Check(err)
+	b[0] ^= 0xff
+	_, err = f.WriteAt(b, off)
+	ts.Check(err)
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// privatePrefix begins the names, below a cache directory that another process
+// owns, of the stores of processes that mount images at paths only. The rest of
+// the name is the pid.
+const privatePrefix = "private-"
+
+// openStore opens the store in dir.
+func openStore(dir string, p *pull) (*nodecache.Store, error) {
+	store, err := nodecache.Open(nodecache.Config{Dir: dir, PlainHTTP: p.usesPlainHTTP})
+	if errors.Is(err, nodecache.ErrLocked) {
+		return nil, fmt.Errorf("%w: pass another --cache-dir", err)
+	}
+	return store, err
+}
+
+// openMountStore is openStore for images of which pathsOnly tells whether none
+// comes from a registry. Then a store that another process owns is no obstacle:
+// a private one beside it keeps what is computed about the images. cleanup
+// removes that; call it after the store is closed.
+func openMountStore(dir string, p *pull, pathsOnly bool) (store *nodecache.Store, cleanup func(), err error) {
+	store, err = openStore(dir, p)
+	if err == nil {
+		removeStalePrivate(dir)
+		return store, func() {}, nil
+	}
+	if !errors.Is(err, nodecache.ErrLocked) || !pathsOnly {
+		return nil, nil, err
+	}
+	removeStalePrivate(dir)
+	private := filepath.Join(dir, privatePrefix+strconv.Itoa(os.Getpid()))
+	if err := os.RemoveAll(private); err != nil { // of an earlier process of this pid
+		return nil, nil, err
+	}
+	store, err = openStore(private, p)
+	if err != nil {
+		return nil, nil, err
+	}
+	return store, func() { _ = os.RemoveAll(private) }, nil
+}
+
+// removeStalePrivate removes the private stores of processes that are gone.
+func removeStalePrivate(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), privatePrefix)
+		pid, err := strconv.Atoi(number)
+		private := filepath.Join(dir, e.Name())
+		if ok && err == nil && processGone(pid) && lockFree(filepath.Join(private, "lock")) {
+			_ = os.RemoveAll(private)
+		}
+	}
+}
+
+func processGone(pid int) bool {
+	return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH)
+}
+
+// lockFree reports whether nobody holds the lock of a store: its owner may be
+// alive in another pid namespace.
+func lockFree(file string) bool {
+	f, err := os.Open(file) //nolint:gosec // below the cache directory
+	if err != nil {
+		return os.IsNotExist(err)
+	}
+	defer func() { _ = f.Close() }()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil //nolint:gosec // a descriptor fits an int
+}

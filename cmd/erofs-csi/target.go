@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// unmountPatience is how long a busy directory is given at exit before it is
+// detached under its users' feet.
+const unmountPatience = 5 * time.Second
+
+// maxStacked bounds how many dead mounts on one directory are removed.
+const maxStacked = 64
+
+// target is a directory onto which this process has bound a front.
+type target struct {
+	dir    string
+	device uint64 // st_dev of the front's file system
+	record *targetRecord
+}
+
+// mountDirectory returns the absolute path without symbolic links of a
+// directory to mount onto. It takes away what a process that died has left
+// there: a FUSE mount without a server answers ENOTCONN to everything.
+func mountDirectory(name string) (string, error) {
+	for range maxStacked {
+		_, err := os.Stat(name)
+		if !errors.Is(err, unix.ENOTCONN) {
+			break
+		}
+		if err := unix.Unmount(name, unix.MNT_DETACH); err != nil {
+			return "", fmt.Errorf("dead mount at %s: %w: unmount it", name, err)
+		}
+	}
+	info, err := os.Stat(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", failf("%s: no such directory: create it first", name)
+	case err != nil:
+		return "", err
+	case !info.IsDir():
+		return "", failf("%s is not a directory: give an existing directory to mount onto", name)
+	}
+	dir, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(dir)
+}
+
+// bindFront binds the front at source onto dir, read-only.
+func bindFront(stateDir, source, dir string) (*target, error) {
+	if err := detachLeftover(stateDir, dir); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil {
+		return nil, fmt.Errorf("mount onto %s: %w", dir, mountHint(err))
+	}
+	t := &target{dir: dir}
+	err := remountReadOnly(dir)
+	if err == nil {
+		t.device, err = deviceOf(dir)
+	}
+	if err == nil {
+		t.record, err = recordTarget(stateDir, dir, t.device)
+	}
+	if err != nil {
+		_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		return nil, fmt.Errorf("mount onto %s: %w", dir, err)
+	}
+	return t, nil
+}
+
+// remountReadOnly makes the bind mount at dir read-only and keeps the flags
+// that it has from its source.
+func remountReadOnly(dir string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return err
+	}
+	// ST_NOSUID, ST_NODEV, ST_NOEXEC, ST_NOATIME, ST_NODIRATIME and
+	// ST_RELATIME of statfs(2) have the values of their MS_ twins but the last.
+	flags := uintptr(st.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME) //nolint:gosec // a set of bits
+	if st.Flags&unix.ST_RELATIME != 0 {
+		flags |= unix.MS_RELATIME
+	}
+	return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, "")
+}
+
+// unmount takes the front off the directory. Somebody else may have done so
+// already and mounted something else there; that stays. A directory that is
+// still busy after unmountPatience is detached: its users keep what they have
+// open for as long as the process lives.
+func (t *target) unmount(ctx context.Context) error {
+	deadline := time.Now().Add(unmountPatience)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+		if device, err := deviceOf(t.dir); err == nil && device != t.device || errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		err := unix.Unmount(t.dir, unix.UMOUNT_NOFOLLOW)
+		if err == nil || errors.Is(err, unix.EINVAL) { // EINVAL: not a mount point
+			break
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("unmount %s: %w", t.dir, err)
+		}
+		if time.Now().After(deadline) {
+			klog.FromContext(ctx).Info("Busy at exit, detached: files open below it will fail", "dir", t.dir, "waited", unmountPatience)
+			if err := unix.Unmount(t.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+				return fmt.Errorf("detach %s: %w", t.dir, err)
+			}
+			break
+		}
+		time.Sleep(wait)
+	}
+	return t.record.remove()
+}
+
+// deviceOf is st_dev, by which a mount's file system is known. It does not
+// need the server of a FUSE file system.
+func deviceOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: path, Err: err}
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
+}
+
+func mountHint(err error) error {
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: mounting needs root", err)
+	}
+	return err
+}
