@@ -3,20 +3,125 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
-// RunNode serves the Identity and Node services until ctx ends.
+// pluginServices are the services of the plugin, which both of its processes
+// name: the specification asks what the plugin has, not the process.
+var pluginServices = []csi.PluginCapability_Service_Type{csi.PluginCapability_Service_CONTROLLER_SERVICE}
+
+// RunNode serves the Identity and Node services until ctx ends; the logger is
+// ctx's. It returns nil after an orderly end.
+//
+// The end unmounts nothing. Pods go on to run over their mounts, which die
+// with the process, and the next RunNode with the same state directory
+// rebuilds them; unmounting would take the paths away from under pods that
+// restart their containers meanwhile. The caller is to exit soon: until then
+// the mounts live and the image store stays locked.
 func RunNode(ctx context.Context, cfg Config) error {
 	if err := cfg.checkNode(); err != nil {
 		return err
 	}
-	_ = ctx
-	return errors.New("node service: not written yet")
+	socket, err := socketPath(cfg.Endpoint)
+	if err != nil {
+		return err
+	}
+	inline, err := parseInlinePolicy(cfg.InlineDomains)
+	if err != nil {
+		return err
+	}
+	store, err := nodecache.Open(nodecache.Config{
+		Dir:          cfg.CacheDir,
+		AllowedPaths: append([]string{}, cfg.AllowedPaths...), // never nil, which allows all
+		PlainHTTP:    cfg.plainHTTP,
+	})
+	if err != nil {
+		return fmt.Errorf("image store %s: %w", cfg.CacheDir, err)
+	}
+	// Owning the store, this is the one plugin of the node: what else is in
+	// the state directory is dead.
+	mounts, err := engine.New(ctx, engine.Config{StateDir: cfg.StateDir, Front: cfg.Front})
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
+	records := recordDir(filepath.Join(cfg.StateDir, "volumes"))
+	volumes := newVolumeManager(storeAdapter{store}, engineAdapter{mounts}, sysMounter{}, records)
+	wait, err := volumes.Restore(ctx)
+	if err != nil {
+		return errors.Join(err, mounts.Close(ctx), store.Close())
+	}
+	return (&nodeServer{
+		cfg:     cfg,
+		socket:  socket,
+		service: &nodeService{nodeID: cfg.NodeID, inline: inline, volumes: volumes},
+	}).run(ctx, wait)
 }
 
-// RunController serves the Identity and Controller services until ctx ends.
+// nodeServer serves the sockets of the node plugin.
+type nodeServer struct {
+	cfg     Config
+	socket  string
+	service *nodeService
+	ready   atomic.Bool
+}
+
+// run serves until ctx ends. restore rebuilds the volumes meanwhile; ready is
+// reported when it returns.
+func (n *nodeServer) run(ctx context.Context, restore func()) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 2)
+	running := 0
+	start := func(socket string, register func(*grpc.Server)) {
+		running++
+		go func() {
+			// The end of one is the end of both.
+			defer cancel()
+			ended <- serve(ctx, socket, register)
+		}()
+	}
+	start(n.socket, n.register)
+	if n.cfg.RegistrationDir != "" {
+		registration := &registrationService{endpoint: n.cfg.KubeletRegistrationPath}
+		if registration.endpoint == "" {
+			registration.endpoint = n.socket
+		}
+		start(filepath.Join(n.cfg.RegistrationDir, Name+"-reg.sock"), registration.register)
+	}
+	restore()
+	n.ready.Store(true)
+	klog.FromContext(ctx).V(2).Info("All volumes are restored")
+	for range running {
+		err = errors.Join(err, <-ended)
+	}
+	return err
+}
+
+func (n *nodeServer) register(server *grpc.Server) {
+	csi.RegisterIdentityServer(server, &identityService{
+		version: n.cfg.Version, capabilities: pluginServices, ready: n.ready.Load,
+	})
+	csi.RegisterNodeServer(server, n.service)
+}
+
+// RunController serves the Identity and Controller services until ctx ends;
+// the logger is ctx's. It returns nil after an orderly end.
 func RunController(ctx context.Context, cfg Config) error {
-	_, err := socketPath(cfg.Endpoint)
-	_ = ctx
-	return errors.Join(err, errors.New("controller service: not written yet"))
+	socket, err := socketPath(cfg.Endpoint)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, socket, func(server *grpc.Server) {
+		csi.RegisterIdentityServer(server, &identityService{version: cfg.Version, capabilities: pluginServices})
+		csi.RegisterControllerServer(server, newControllerService())
+	})
 }

@@ -1,0 +1,48 @@
+package driver
+
+import (
+	"context"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// storeAdapter makes a [nodecache.Store] an imageStore: its images are
+// interfaces.
+type storeAdapter struct{ store *nodecache.Store }
+
+func (a storeAdapter) Acquire(ctx context.Context, ref string, opts nodecache.AcquireOptions) (image, error) {
+	img, err := a.store.Acquire(ctx, ref, opts)
+	if err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+func (a storeAdapter) Authorize(ctx context.Context, ref string, dockerConfig []byte) error {
+	return a.store.Authorize(ctx, ref, dockerConfig)
+}
+
+// engineAdapter makes an [engine.Engine] a mountEngine. It mounts images of a
+// storeAdapter only.
+type engineAdapter struct{ engine *engine.Engine }
+
+func (a engineAdapter) Mount(ctx context.Context, domain, volumeID string, img image) (front, error) {
+	f, err := a.engine.Mount(ctx, engine.Request{
+		Domain:   domain,
+		VolumeID: volumeID,
+		Image:    img.(*nodecache.Image),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return frontAdapter{f}, nil
+}
+
+// frontAdapter makes an [engine.Front] a front: its Stats are ours.
+type frontAdapter struct{ *engine.Front }
+
+func (f frontAdapter) Stats() imageStats {
+	s := f.Front.Stats()
+	return imageStats{Bytes: s.Bytes, Inodes: s.Inodes}
+}

@@ -1,0 +1,58 @@
+package driver
+
+import (
+	"context"
+
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// imageStore keeps images on the node: [nodecache.Store] behind storeAdapter.
+type imageStore interface {
+	// Acquire finds or pulls an image and pins it until its Release.
+	Acquire(ctx context.Context, ref string, opts nodecache.AcquireOptions) (image, error)
+	// Authorize asks the source of ref whether these credentials may read it.
+	Authorize(ctx context.Context, ref string, dockerConfig []byte) error
+}
+
+// image is a pinned image: [nodecache.Image].
+type image interface {
+	// ID is the identity of the bytes: equal IDs, equal bytes.
+	ID() string
+	// Reference finds the same bytes again, without a registry while the node
+	// has them.
+	Reference() string
+	// Digest is "sha256:..." of the blob, "" of an image at a path.
+	Digest() string
+	// Release unpins. Idempotent.
+	Release()
+}
+
+// mountEngine mounts images: driver/engine.Engine behind engineAdapter.
+type mountEngine interface {
+	// Mount mounts img. domain "" shares with nobody. The image stays the
+	// caller's, who must not release it before the front.
+	Mount(ctx context.Context, domain, volumeID string, img image) (front, error)
+}
+
+// front is one volume's hold on a mounted tree, which other volumes of its
+// domain may hold as well.
+type front interface {
+	// Path is the directory to bind-mount from.
+	Path() string
+	// Kind is "overlay", "tree-passthrough", "tree" or "kernel".
+	Kind() string
+	// Reason says why Kind is not "overlay"; "" when it is.
+	Reason() string
+	// Healthy returns nil while the tree can be read.
+	Healthy() error
+	// Stats returns the size of the image.
+	Stats() imageStats
+	// Release drops the hold; the last one unmounts the tree. After an error
+	// the hold is dropped as well.
+	Release(ctx context.Context) error
+}
+
+// imageStats is the size of an image.
+type imageStats struct {
+	Bytes, Inodes uint64
+}

@@ -1,0 +1,86 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// condition is what is wrong with a volume. The zero value: nothing.
+type condition struct {
+	status csi.VolumeHealthErrorType
+	// reason is a CamelCase word for programs, message a sentence for people.
+	reason, message string
+}
+
+func (c condition) abnormal() bool { return c.reason != "" }
+
+func inaccessible(reason string, err error) condition {
+	status := csi.VolumeHealthErrorType_INACCESSIBLE
+	if errors.Is(err, erofs.ErrCorrupt) || errors.Is(err, nodecache.ErrDigestMismatch) || errors.Is(err, nodecache.ErrChanged) {
+		status = csi.VolumeHealthErrorType_DATA_LOSS
+	}
+	return condition{status, reason, err.Error()}
+}
+
+// Health returns the size of a volume and what is wrong with it: with its
+// front, and with its mount at each of paths. A path that is no place of the
+// volume is errVolumeNotFound. It takes no lock, so that a volume which hangs
+// in some call still has a health, and it asks the mounts for no more than
+// probeTimeout each.
+func (m *volumeManager) Health(ctx context.Context, volumeID string, paths ...string) (imageStats, condition, error) {
+	v := m.lookup(volumeID)
+	if v == nil {
+		return imageStats{}, condition{}, refuse(errVolumeNotFound, "volume %q is not on this node", volumeID)
+	}
+	places := v.record.paths()
+	stats := imageStats{Bytes: v.record.Bytes, Inodes: v.record.Inodes}
+	for _, path := range paths {
+		if !slices.ContainsFunc(places, func(p recordPath) bool { return p.Path == path }) {
+			return imageStats{}, condition{}, refuse(errVolumeNotFound, "volume %q is not mounted at %s", volumeID, path)
+		}
+	}
+	if err := m.usable(ctx, v); err != nil {
+		if v.broken != nil {
+			return stats, inaccessible("NotRebuilt", err), nil
+		}
+		return stats, inaccessible("EngineUnhealthy", err), nil
+	}
+	for _, p := range places {
+		if len(paths) > 0 && !slices.Contains(paths, p.Path) {
+			continue
+		}
+		if c := m.placeHealth(ctx, v, p); c.abnormal() {
+			return stats, c, nil
+		}
+	}
+	return stats, condition{}, nil
+}
+
+func (m *volumeManager) placeHealth(ctx context.Context, v *volume, p recordPath) condition {
+	state, info, err := m.places.inspect(ctx, p.Path, v.front.Path(), p.Flags)
+	if err != nil {
+		return inaccessible("MountNotResponding", err)
+	}
+	switch state {
+	case placeCorrect:
+	case placeFree:
+		return inaccessible("NotMounted", refuse(errPrecondition, "nothing is mounted at %s", p.Path))
+	case placeDead:
+		return inaccessible("MountDead", refuse(errPrecondition, "the mount at %s is dead: its server is gone", p.Path))
+	case placeFlags, placeForeign:
+		return inaccessible("OtherMount", refuse(errPrecondition, "something else is mounted at %s: %s (%s)", p.Path, info.Source, info.FsType))
+	}
+	// The first look into the tree itself.
+	if _, err := m.places.prober.lstat(ctx, p.Path); errors.Is(err, errNotResponding) {
+		return inaccessible("MountNotResponding", err)
+	} else if err != nil {
+		return inaccessible("MountDead", err)
+	}
+	return condition{}
+}

@@ -1,0 +1,112 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	mount "k8s.io/mount-utils"
+)
+
+// probeTimeout bounds one look at a path. A healthy FUSE mount answers in well
+// under a millisecond, a busy one within a read of the disk.
+const probeTimeout = 5 * time.Second
+
+// prober asks questions that a hung mount never answers, in goroutines of
+// their own. While one hangs, the next question of the same name waits for
+// that one instead of starting another: at most one goroutine a name leaks,
+// until the mount answers or its connection is aborted.
+//
+// Safe for concurrent use.
+type prober struct {
+	timeout time.Duration
+
+	mu      sync.Mutex
+	pending map[string]*probe // GUARDED_BY mu
+}
+
+// probe is one question under way; answer and err are set before done is
+// closed.
+type probe struct {
+	done   chan struct{}
+	answer any
+	err    error
+}
+
+func newProber(timeout time.Duration) *prober {
+	return &prober{timeout: timeout, pending: make(map[string]*probe)}
+}
+
+// ask runs fn, or joins the fn of the same name that still runs. It returns
+// errNotResponding after the timeout and the context's error when that ends
+// first. Equal names must mean equal types T.
+func ask[T any](ctx context.Context, p *prober, name string, fn func() (T, error)) (T, error) {
+	p.mu.Lock()
+	q, ok := p.pending[name]
+	if !ok {
+		q = &probe{done: make(chan struct{})}
+		p.pending[name] = q
+		go func() {
+			q.answer, q.err = fn()
+			p.mu.Lock()
+			delete(p.pending, name)
+			p.mu.Unlock()
+			close(q.done)
+		}()
+	}
+	p.mu.Unlock()
+
+	var none T
+	timer := time.NewTimer(p.timeout)
+	defer timer.Stop()
+	select {
+	case <-q.done:
+		answer, _ := q.answer.(T)
+		return answer, q.err
+	case <-ctx.Done():
+		return none, ctx.Err()
+	case <-timer.C:
+		return none, refuse(errNotResponding, "%s: no answer within %s", name, p.timeout)
+	}
+}
+
+// lstat is os.Lstat, bounded.
+func (p *prober) lstat(ctx context.Context, path string) (os.FileInfo, error) {
+	return ask(ctx, p, "lstat "+path, func() (os.FileInfo, error) { return os.Lstat(path) })
+}
+
+// empty reports whether the directory path has no entries.
+func (p *prober) empty(ctx context.Context, path string) (bool, error) {
+	return ask(ctx, p, "readdir "+path, func() (bool, error) {
+		d, err := os.Open(path)
+		if err != nil {
+			return false, err
+		}
+		defer d.Close()
+		names, _ := d.Readdirnames(1)
+		return len(names) == 0, nil
+	})
+}
+
+// resolve returns path as the mount table spells it, with the symbolic links
+// of its parent followed (kubelet's root may be one). The last component
+// stays: a link there is never followed. Without a parent, fs.ErrNotExist.
+func (p *prober) resolve(ctx context.Context, path string) (string, error) {
+	return ask(ctx, p, "resolve "+path, func() (string, error) {
+		parent, err := filepath.EvalSymlinks(filepath.Dir(path))
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(parent, filepath.Base(path)), nil
+	})
+}
+
+// dead reports whether err is how a mount without a server answers: ENOTCONN
+// of FUSE, and what k8s.io/mount-utils adds to it.
+func dead(err error) bool {
+	var pathErr *os.PathError
+	return errors.As(err, &pathErr) && mount.IsCorruptedMnt(pathErr)
+}

@@ -1,0 +1,195 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// undoTimeout bounds the undoing of a failed call, whose own context may have
+// ended.
+const undoTimeout = 30 * time.Second
+
+// errRestoring is why a volume cannot be used while its rebuild at start runs.
+var errRestoring = errors.New("the volume is being rebuilt after a restart of the plugin")
+
+// volumeManager owns the volumes of the node.
+//
+// The life of a persistent volume: Stage acquires the image, mounts its front
+// and binds it at the staging path; Publish binds the front at one target path
+// after the other; Unpublish and Unstage undo each. An ephemeral volume has no
+// staging path: its first Publish does what Stage does, its last Unpublish
+// what Unstage does. Each call is idempotent, and one that fails undoes what
+// it did.
+//
+// Calls on one volume, or on one path, exclude each other: the second is
+// errInFlight. Calls on different volumes run in parallel. Health asks nobody
+// for permission.
+type volumeManager struct {
+	store  imageStore
+	engine mountEngine
+	places places
+	saved  recordDir
+
+	inflight inflight
+
+	mu      sync.Mutex
+	volumes map[string]*volume // GUARDED_BY mu; values are immutable
+}
+
+// volume is a volume of the node. It is never changed, only replaced, so that
+// Health can look at it without its lock.
+type volume struct {
+	record record
+	// image and front are nil if and only if broken is not.
+	image  image
+	front  front
+	broken error
+}
+
+func newVolumeManager(store imageStore, engine mountEngine, mounts mounter, saved recordDir) *volumeManager {
+	return &volumeManager{
+		store:   store,
+		engine:  engine,
+		places:  places{mounts: mounts, prober: newProber(probeTimeout)},
+		saved:   saved,
+		volumes: make(map[string]*volume),
+	}
+}
+
+// mountRequest is a checked NodeStageVolume or NodePublishVolume.
+type mountRequest struct {
+	VolumeID string
+	// Path is the staging path of Stage, the target path of Publish.
+	Path string
+	// StagingPath is the staging path of Publish; "" for an ephemeral volume.
+	StagingPath string
+	Ephemeral   bool
+	// Attributes are nil where Publish repeats none.
+	Attributes   *attributes
+	Domain       string
+	Flags        mountFlags
+	DockerConfig []byte
+}
+
+// begin locks a volume and the path that is worked on.
+func (m *volumeManager) begin(volumeID, path string) (end func(), err error) {
+	end, ok := m.inflight.acquire(volumeLock(volumeID), pathLock(path))
+	if !ok {
+		return nil, refuse(errInFlight, "an operation on volume %q or on %s is already in progress; try again", volumeID, path)
+	}
+	return end, nil
+}
+
+func volumeLock(id string) string { return "volume " + id }
+func pathLock(path string) string { return "path " + path }
+
+// lookup returns the volume, or nil.
+func (m *volumeManager) lookup(volumeID string) *volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.volumes[volumeID]
+}
+
+// owner returns the volume, other than volumeID, that path belongs to; or nil.
+func (m *volumeManager) owner(path, volumeID string) *volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, v := range m.volumes {
+		if id == volumeID {
+			continue
+		}
+		for _, p := range v.record.paths() {
+			if p.Path == path {
+				return v
+			}
+		}
+	}
+	return nil
+}
+
+func (m *volumeManager) put(v *volume) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.volumes[v.record.VolumeID] = v
+}
+
+func (m *volumeManager) drop(volumeID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.volumes, volumeID)
+}
+
+// undo is a list of steps to take back, last first, unless the call that took
+// them is kept.
+type undo struct {
+	steps []func(context.Context) error
+	kept  bool
+}
+
+func (u *undo) add(step func(context.Context) error) { u.steps = append(u.steps, step) }
+
+func (u *undo) keep() { u.kept = true }
+
+// end is deferred: it takes the steps back after an error and after a panic.
+// What cannot be taken back is logged and added to the error.
+func (u *undo) end(ctx context.Context, err *error) {
+	if u.kept {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		if undoErr := u.steps[i](ctx); undoErr != nil {
+			klog.FromContext(ctx).Error(undoErr, "Undoing a failed call left something behind")
+			*err = errors.Join(*err, fmt.Errorf("while undoing it: %w", undoErr))
+		}
+	}
+}
+
+// open acquires and mounts an image; u takes both back.
+func (m *volumeManager) open(ctx context.Context, u *undo, volumeID, domain, ref string, opts nodecache.AcquireOptions) (image, front, error) {
+	img, err := m.store.Acquire(ctx, ref, opts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("image %s: %w", ref, err)
+	}
+	u.add(func(context.Context) error { img.Release(); return nil })
+	f, err := m.engine.Mount(ctx, domain, volumeID, img)
+	if err != nil {
+		return nil, nil, fmt.Errorf("image %s: %w", ref, err)
+	}
+	u.add(f.Release)
+	logger := klog.FromContext(ctx)
+	logger.V(2).Info("Mounted image", "volumeID", volumeID, "image", img.Reference(), "imageID", img.ID(),
+		"domain", domain, "front", f.Kind(), "reason", f.Reason())
+	return img, f, nil
+}
+
+// release gives back what open got. A front that reports an error is gone all
+// the same, so there is nothing to try again.
+func (v *volume) release(ctx context.Context) {
+	if v.front == nil {
+		return
+	}
+	if err := v.front.Release(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Unmounting an image left something behind", "volumeID", v.record.VolumeID, "image", v.record.Reference)
+	}
+	v.image.Release()
+}
+
+// usable returns nil if the volume's tree can be read.
+func (m *volumeManager) usable(ctx context.Context, v *volume) error {
+	if v.broken != nil {
+		return v.broken
+	}
+	_, err := ask(ctx, m.places.prober, "health of "+v.front.Path(), func() (struct{}, error) {
+		return struct{}{}, v.front.Healthy()
+	})
+	return err
+}
