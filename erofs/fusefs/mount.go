@@ -96,6 +96,17 @@ func (m *Mount) SetReadahead(bytes int) error {
 // RequestSize is the largest read that the kernel asks for at once, in bytes.
 func (m *Mount) RequestSize() int { return requestSize }
 
+// Alive returns an error when the session has ended, by Unmount or because
+// somebody aborted the connection: nothing answers reads any more.
+func (m *Mount) Alive() error {
+	select {
+	case <-m.served:
+		return fmt.Errorf("the FUSE session of %s has ended", m.dir)
+	default:
+		return nil
+	}
+}
+
 // Unmount takes the mount away and waits until the last request is answered. Busy
 // (EBUSY) is retried until ctx ends; then the connection is aborted, which fails
 // whatever still waits for us with ENOTCONN rather than leave it unkillable.
