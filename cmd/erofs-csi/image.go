@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // imageArg is an IMAGE argument of the command line.
@@ -22,16 +24,17 @@ func (a imageArg) files() []string { return strings.Split(a.ref, deviceOption) }
 
 // parseImage tells paths from references. An absolute path, one that begins
 // with ./ or ../, and a file that exists are paths; the rest is a reference if
-// its first part looks like a registry's host, as in host.example/name:tag or
-// localhost/name.
+// it has a scheme or its first part looks like a registry's host, as in
+// oci://host/name, host.example/name:tag or localhost/name.
 func parseImage(arg string) (imageArg, error) {
+	arg = strings.TrimPrefix(arg, "file://")
 	files := strings.Split(arg, deviceOption)
 	_, err := os.Stat(files[0])
 	explicit := filepath.IsAbs(arg) || strings.HasPrefix(arg, "./") || strings.HasPrefix(arg, "../")
 	switch {
 	case err == nil || explicit:
 	case looksLikeReference(arg):
-		return imageArg{ref: arg}, nil
+		return imageArg{ref: arg}, nodecache.ValidateReference(arg)
 	case arg == "":
 		return imageArg{}, usagef("empty IMAGE: give the path of an EROFS image, or a reference HOST/NAME:TAG")
 	}
@@ -60,7 +63,7 @@ func imageFile(name string) (string, error) {
 }
 
 func looksLikeReference(arg string) bool {
-	if strings.HasPrefix(arg, "https://") {
+	if strings.Contains(arg, "://") {
 		return true
 	}
 	host, name, ok := strings.Cut(arg, "/")
