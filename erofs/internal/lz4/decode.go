@@ -20,6 +20,9 @@ const (
 	fastDst = 14 + 24
 )
 
+// MaxDistance is the farthest that a match reaches back, in bytes.
+const MaxDistance = 1<<16 - 1
+
 // Decode decodes src into dst until dst is full or src ends, and returns the
 // number of bytes decoded. n < len(dst) with a nil error means that the block
 // is whole and shorter than dst. What follows in src once dst is full is not
@@ -28,29 +31,49 @@ const (
 // Errors: ErrCorrupt, with n the number of bytes that are good.
 func Decode(dst, src []byte) (n int, err error) {
 	var s State
-	return s.Decode(dst, src)
+	return s.Decode(dst, 0, src)
 }
 
 // State is where the decoding of a block stopped, so that it can go on later
-// into a longer destination. The zero State is the start of a block.
+// and elsewhere. The zero State is the start of a block.
 type State struct {
-	in, out int // the next sequence: its token in src, its first byte in dst
+	in     int   // the next byte of src
+	phase  phase // what that byte is part of
+	code   int   // match length code of the token, from inLiterals on
+	lit    int   // literals left
+	match  int   // bytes left of the match
+	offset int   // of the match: 1 <= offset <= MaxDistance
 }
 
-// Decode is the function Decode going on where the last call stopped. src must
-// be the same block, and dst[:n] of the last call must be unchanged; dst may
-// be longer. The sequence in which the last call stopped is decoded again.
+type phase uint8
+
+const (
+	atToken    phase = iota // between two sequences
+	inLiterals              // lit literals, then the match or the end of the block
+	inMatch                 // match bytes
+)
+
+// Decode goes on where s stopped and fills dst[at:]. dst[:at] is the history:
+// what was decoded last, all of the block's output or at least MaxDistance
+// bytes of it. src is the block from its start, the same as in earlier calls.
+// Decode returns the end of the decoded bytes in dst; see the function Decode.
 //
-// Errors: ErrCorrupt. The State is then of no more use.
-func (s *State) Decode(dst, src []byte) (n int, err error) {
-	if s.out >= len(dst) {
-		return len(dst), nil
-	}
+// Errors: ErrCorrupt. s is then of no more use.
+func (s *State) Decode(dst []byte, at int, src []byte) (n int, err error) {
 	if s.in > len(src) {
-		return s.out, ErrCorrupt
+		return at, ErrCorrupt
 	}
-	s.in, s.out = decodeFast(dst, src, s.in, s.out)
-	return s.decodeTail(dst, src)
+	more := true
+	if s.phase != atToken {
+		at, more, err = s.sequence(dst, at, src)
+	}
+	if more && err == nil {
+		s.in, at = decodeFast(dst, src, s.in, at)
+	}
+	for more && err == nil {
+		at, more, err = s.sequence(dst, at, src)
+	}
+	return at, err
 }
 
 // mask[o] keeps the first o bytes of a little endian word, and spread[o]
@@ -68,7 +91,7 @@ var (
 // decodeFast decodes whole sequences from src[si] to dst[di] while they are
 // far enough from the end of both, and returns where it stopped: always
 // between two sequences, 0 <= si <= len(src), 0 <= di <= len(dst). A sequence
-// that is invalid or comes too near to an end is left to decodeTail.
+// that is invalid or comes too near to an end is left to State.sequence.
 func decodeFast(dst, src []byte, si, di int) (int, int) {
 	for si <= len(src)-fastSrc && di <= len(dst)-fastDst {
 		token := int(src[si])
@@ -143,67 +166,73 @@ func decodeFast(dst, src []byte, si, di int) (int, int) {
 	return si, di
 }
 
-// decodeTail decodes from s on, exact to the byte, until dst is full or src
-// ends. It leaves s at the start of the sequence in which it stopped.
-func (s *State) decodeTail(dst, src []byte) (int, error) {
-	si, di := s.in, s.out
-	for di < len(dst) {
-		s.in, s.out = si, di
-		if si >= len(src) {
-			return di, ErrCorrupt // a block ends with literals, not with a match
+// sequence decodes the rest of the sequence in which s is, exact to the byte,
+// to dst[di:], and returns where it ended. more is false when dst is full or
+// the block has ended.
+func (s *State) sequence(dst []byte, di int, src []byte) (next int, more bool, err error) {
+	var ok bool
+	if s.phase == atToken {
+		if di == len(dst) {
+			return di, false, nil
 		}
-		token := int(src[si])
-		si++
-
-		lit := token >> 4
-		if lit == maxCode {
-			var ok bool
-			if lit, si, ok = extend(src, si, lit); !ok {
-				return di, ErrCorrupt
+		if s.in >= len(src) {
+			return di, false, ErrCorrupt // a block ends with literals, not with a match
+		}
+		token := int(src[s.in])
+		s.in++
+		s.code, s.lit = token&15, token>>4
+		if s.lit == maxCode {
+			if s.lit, s.in, ok = extend(src, s.in, s.lit); !ok {
+				return di, false, ErrCorrupt
 			}
 		}
-		if room := len(dst) - di; lit >= room {
-			if len(src)-si < room {
-				return di, ErrCorrupt
-			}
-			copy(dst[di:], src[si:])
-			return len(dst), nil
-		}
-		if lit > len(src)-si {
-			return di, ErrCorrupt
-		}
-		copy(dst[di:di+lit], src[si:])
-		si += lit
-		di += lit
-		if si == len(src) {
-			if token&15 != 0 {
-				return di, ErrCorrupt // the last sequence has no match
-			}
-			s.in, s.out = si, di
-			return di, nil
-		}
-
-		if len(src)-si < 2 {
-			return di, ErrCorrupt
-		}
-		offset := int(binary.LittleEndian.Uint16(src[si:]))
-		si += 2
-		m := di - offset
-		if offset == 0 || m < 0 {
-			return di, ErrCorrupt
-		}
-		length := token & 15
-		if length == maxCode {
-			var ok bool
-			if length, si, ok = extend(src, si, length); !ok {
-				return di, ErrCorrupt
-			}
-		}
-		length = min(length+minMatch, len(dst)-di)
-		copyMatch(dst, di, m, length)
-		di += length
+		s.phase = inLiterals
 	}
-	return di, nil
+
+	if s.phase == inLiterals {
+		n := min(s.lit, len(dst)-di)
+		if n > len(src)-s.in {
+			return di, false, ErrCorrupt
+		}
+		copy(dst[di:di+n], src[s.in:])
+		s.in += n
+		s.lit -= n
+		di += n
+		if di == len(dst) {
+			return di, false, nil
+		}
+		if s.in == len(src) {
+			if s.code != 0 {
+				return di, false, ErrCorrupt // the last sequence has no match
+			}
+			return di, false, nil
+		}
+		if len(src)-s.in < 2 {
+			return di, false, ErrCorrupt
+		}
+		s.offset = int(binary.LittleEndian.Uint16(src[s.in:]))
+		s.in += 2
+		if s.match = s.code; s.match == maxCode {
+			if s.match, s.in, ok = extend(src, s.in, s.match); !ok {
+				return di, false, ErrCorrupt
+			}
+		}
+		s.match += minMatch
+		s.phase = inMatch
+	}
+
+	if s.offset == 0 || s.offset > di {
+		return di, false, ErrCorrupt
+	}
+	n := min(s.match, len(dst)-di)
+	copyMatch(dst, di, di-s.offset, n)
+	s.match -= n
+	di += n
+	if s.match > 0 {
+		return di, false, nil
+	}
+	s.phase = atToken
+	return di, true, nil
 }
 
 // extend adds the length bytes at src[i:] to n: each up to and including the
