@@ -81,7 +81,7 @@ func TestDirPacker(t *testing.T) {
 			// 12 + 20 bytes: 128 of them fill a block to the last byte.
 			name := fmt.Sprintf("%020d", i)
 			if n > 130 {
-				name += strings.Repeat("x", i%230)
+				name += strings.Repeat("x", i%236) // up to 255 bytes
 			}
 			names = append(names, name)
 			size.add(name)
@@ -268,5 +268,34 @@ func TestDirentPath(t *testing.T) {
 	}
 	if got := deep.path("x"); len(got) > 2*pathMax || !strings.HasPrefix(got, ".../") {
 		t.Errorf("deep path has %d bytes, starts %.10q", len(got), got)
+	}
+}
+
+// TestRecord: what META can't show is refused, what no image has is corrupt.
+func TestRecord(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   *erofs.Inode
+		want error
+	}{
+		{"whiteout", &erofs.Inode{Mode: modeChar, Nlink: 1}, ErrNeedsTree},
+		{"no links", &erofs.Inode{Mode: modeFIFO}, ErrNeedsTree},
+		{"long target", &erofs.Inode{Mode: modeSymlink, Nlink: 1, Size: pathMax}, ErrNeedsTree},
+		{"huge", &erofs.Inode{Mode: modeRegular, Nlink: 1, Size: chunkSpan*maxChunks + 1}, ErrNeedsTree},
+		{"no type", &erofs.Inode{Mode: 0o644, Nlink: 1}, erofs.ErrCorrupt},
+		{"mode", &erofs.Inode{Mode: modeFIFO | 1<<16, Nlink: 1}, erofs.ErrCorrupt},
+		{"nanoseconds", &erofs.Inode{Mode: modeFIFO, Nlink: 1, MtimeNsec: maxNsec}, erofs.ErrCorrupt},
+		{"size", &erofs.Inode{Mode: modeRegular, Nlink: 1, Size: -1}, erofs.ErrCorrupt},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := &builder{index: map[uint64]uint32{}}
+			_, err := b.record(c.in, func(reason string) error { return needsTree(nil, "x", c.in, reason) })
+			if !errors.Is(err, c.want) {
+				t.Errorf("record: %v, want %v", err, c.want)
+			}
+			if len(b.recs) != 0 {
+				t.Error("recorded")
+			}
+		})
 	}
 }

@@ -26,7 +26,7 @@
 // by package erofs and encoded anew, so that the kernel parses only what this
 // package wrote. The names, values and targets inside are the image's.
 //
-// Memory. About 120 bytes an inode while writing, plus the shared xattrs
+// Memory. About 140 bytes an inode while writing, plus the shared xattrs
 // themselves, at most 32 MiB.
 package metaimage
 

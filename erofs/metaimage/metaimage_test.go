@@ -49,10 +49,12 @@ func oddTree(t testing.TB) string {
 	file("!before dot", "sorts before . and ..", 0o644)
 	file("+", "so does this", 0o644)
 	file("bytes-\xff\xfe\x01", "not UTF-8", 0o644)
-	file(strings.Repeat("n", 255), "the longest name", 0o644)
+	file(strings.Repeat("n", 254), "mkfs.erofs 1.5 fails at a name of 255 bytes", 0o644)
 	must(os.Symlink("target", at("link")))
 	must(os.Symlink(strings.Repeat("t/", 2000)+"end", at("long link")))
-	must(os.Symlink(strings.Repeat("u", 4090), at("longest link")))
+	// With its attribute this one fits into no block behind its inode.
+	must(os.Symlink(strings.Repeat("u/", 2000)+"end", at("longest link")))
+	must(unix.Lsetxattr(at("longest link"), "trusted.long", bytes.Repeat([]byte("v"), 200), 0))
 	must(unix.Mknod(at("fifo"), unix.S_IFIFO|0o644, 0))
 	must(unix.Mknod(at("socket"), unix.S_IFSOCK|0o755, 0))
 	must(unix.Mknod(at("char"), unix.S_IFCHR|0o660, int(unix.Mkdev(259, 300000))))
@@ -200,7 +202,7 @@ func TestNeedsTree(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		spoil func(dir string) error
-		path  string
+		path  string // of the inode; or, since mkfs.erofs marks it, of its directory
 	}{
 		{"redirect", func(dir string) error {
 			return unix.Setxattr(dir+"/sub/file", "trusted.overlay.redirect", []byte("/ab/cd"), 0)
@@ -236,7 +238,7 @@ func TestNeedsTree(t *testing.T) {
 			if !errors.Is(err, metaimage.ErrNeedsTree) || !errors.As(err, &tree) {
 				t.Fatalf("Write: %v, want ErrNeedsTree", err)
 			}
-			if tree.Path != c.path {
+			if tree.Path != c.path && !(c.name == "whiteout" && tree.Path == "sub") {
 				t.Errorf("path %q, want %q", tree.Path, c.path)
 			}
 			if out.Len() != 0 {
@@ -309,7 +311,7 @@ func TestWriteErrors(t *testing.T) {
 		t.Errorf("Write after cancel: %v", err)
 	}
 	n := 0
-	unsteady := func(in *erofs.Inode) string { n++; return "/" + strings.Repeat("x", 1+n/4000) }
+	unsteady := func(in *erofs.Inode) string { n++; return "/" + strings.Repeat("x", 1+n/4000*100) }
 	if _, err := metaimage.Write(t.Context(), &sink{}, open(t, image), unsteady); err == nil {
 		t.Error("Write with content paths that change: no error")
 	}
