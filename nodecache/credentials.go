@@ -1,0 +1,140 @@
+package nodecache
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"path"
+	"strings"
+
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// maxDockerConfig bounds a pull secret in bytes: that of a Kubernetes Secret.
+const maxDockerConfig = 1 << 20
+
+// authEntry is one entry of "auths" in a dockerconfigjson. Of what is given,
+// registrytoken is sent as it is, identitytoken is exchanged for a token, and
+// auth (base64 of user:password) or username and password are used for basic
+// authentication or to ask for a token.
+type authEntry struct {
+	Auth          string `json:"auth"`
+	Username      string `json:"username"`
+	Password      string `json:"password"`
+	IdentityToken string `json:"identitytoken"`
+	RegistryToken string `json:"registrytoken"`
+}
+
+// credentialFor finds the entry for a repository in a dockerconfigjson: the
+// one with the longest matching path, and a plain host before one with
+// wildcards. It returns the empty credential if there is none. The error wraps
+// [ErrInvalidCredentials] and quotes nothing of the document.
+func credentialFor(config []byte, ref reference) (auth.Credential, error) {
+	if len(config) == 0 {
+		return auth.EmptyCredential, nil
+	}
+	if len(config) > maxDockerConfig {
+		return auth.EmptyCredential, fmt.Errorf("%w: the dockerconfigjson is %d bytes long, the limit is %d", ErrInvalidCredentials, len(config), maxDockerConfig)
+	}
+	var doc struct {
+		Auths map[string]authEntry `json:"auths"`
+	}
+	if json.Unmarshal(config, &doc) != nil {
+		return auth.EmptyCredential, fmt.Errorf("%w: not a dockerconfigjson ({\"auths\": {\"host\": {\"auth\": ...}}})", ErrInvalidCredentials)
+	}
+	best, bestRank := "", -1
+	for key := range doc.Auths {
+		// The key as a tie-break makes the choice independent of map order.
+		if rank := matchAuthKey(key, ref); rank > bestRank || rank >= 0 && rank == bestRank && key < best {
+			best, bestRank = key, rank
+		}
+	}
+	if bestRank < 0 {
+		return auth.EmptyCredential, nil
+	}
+	return doc.Auths[best].credential(ref.registry)
+}
+
+func (e authEntry) credential(registry string) (auth.Credential, error) {
+	c := auth.Credential{
+		Username:     e.Username,
+		Password:     e.Password,
+		RefreshToken: e.IdentityToken,
+		AccessToken:  e.RegistryToken,
+	}
+	if e.Auth != "" {
+		text, err := base64.StdEncoding.DecodeString(e.Auth)
+		if err != nil {
+			text, err = base64.RawStdEncoding.DecodeString(e.Auth)
+		}
+		user, password, ok := strings.Cut(strings.TrimRight(string(text), "\x00"), ":")
+		if err != nil || !ok {
+			return auth.EmptyCredential, fmt.Errorf("%w: auth of %s is not base64 of user:password", ErrInvalidCredentials, registry)
+		}
+		c.Username, c.Password = user, password
+	}
+	return c, nil
+}
+
+// matchAuthKey ranks how well a key of auths, such as "example.com",
+// "https://example.com:5000/v2/", "example.com/team" or "*.example.com", fits
+// the repository; -1 means not at all.
+func matchAuthKey(key string, ref reference) int {
+	if _, rest, ok := strings.Cut(key, "://"); ok {
+		key = rest
+	}
+	host, under, _ := strings.Cut(key, "/")
+	under = strings.Trim(under, "/")
+	if under == "v1" || under == "v2" {
+		under = ""
+	}
+	if under != "" && ref.repository != under && !strings.HasPrefix(ref.repository, under+"/") {
+		return -1
+	}
+	rank := 2 * len(under)
+	switch host, want := dockerHub(host), dockerHub(ref.registry); {
+	case strings.EqualFold(host, want):
+		return rank + 1
+	case matchHost(host, want):
+		return rank
+	}
+	return -1
+}
+
+// matchHost compares label by label, * matching within a label; ports must be
+// equal.
+func matchHost(pattern, host string) bool {
+	if !strings.Contains(pattern, "*") {
+		return false
+	}
+	p, h := strings.Split(strings.ToLower(pattern), "."), strings.Split(strings.ToLower(host), ".")
+	if len(p) != len(h) {
+		return false
+	}
+	for i := range p {
+		if ok, err := path.Match(p[i], h[i]); err != nil || !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// dockerHub maps the names under which credentials of docker.io are kept to one.
+func dockerHub(host string) string {
+	switch host {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return host
+}
+
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		return name
+	}
+	return strings.Trim(host, "[]")
+}
+
+func parseAddr(name string) (netip.Addr, error) { return netip.ParseAddr(name) }

@@ -1,0 +1,82 @@
+package nodecache
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// repair brings the directory into a state in which every name means something
+// complete, after whatever happened to the last owner:
+//
+//   - what is below tmp is removed;
+//   - a record that can't be read is removed;
+//   - a blob whose length is not that of a record is removed, then the records
+//     of blobs that are not there;
+//   - a sidecar without its blob is removed.
+//
+// A blob without a record stays: the next pull of it finds it. It is idempotent
+// and may itself be cut off anywhere.
+func (s *Store) repair() error {
+	if err := s.eachName(s.dir.tmp, func(name string) error {
+		return os.RemoveAll(filepath.Join(s.dir.tmp, name))
+	}); err != nil {
+		return err
+	}
+	if err := s.repairRefs(); err != nil {
+		return err
+	}
+	return s.eachName(s.dir.blobs, func(name string) error {
+		blob, sidecar, _ := strings.Cut(name, ".")
+		_, err := os.Lstat(filepath.Join(s.dir.blobs, blob))
+		if sidecar == "" || !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return s.disk.remove(filepath.Join(s.dir.blobs, name))
+	})
+}
+
+func (s *Store) repairRefs() error {
+	return s.eachName(s.dir.refs, func(name string) error {
+		path := filepath.Join(s.dir.refs, name)
+		rec, err := readRecord(path)
+		if err == nil && s.blobPresent(rec.Blob, rec.Size) {
+			return nil
+		}
+		if err == nil {
+			if err := s.removeBlob(rec.Blob); err != nil {
+				return err
+			}
+		}
+		return s.disk.remove(path)
+	})
+}
+
+// removeBlob removes a damaged blob and all that was derived from its bytes. It
+// is no error if there is none.
+func (s *Store) removeBlob(d digest.Digest) error {
+	return s.eachName(s.dir.blobs, func(name string) error {
+		if name != d.Encoded() && !strings.HasPrefix(name, d.Encoded()+".") {
+			return nil
+		}
+		return os.RemoveAll(filepath.Join(s.dir.blobs, name))
+	})
+}
+
+// eachName calls fn for each name in dir. A name that is gone when fn comes to
+// it is no error.
+func (s *Store) eachName(dir string, fn func(name string) error) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := fn(e.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

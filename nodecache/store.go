@@ -1,0 +1,303 @@
+package nodecache
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Config says where a store is and what it may do.
+type Config struct {
+	// Dir is the store directory, made (0700) if missing. It must be on a
+	// local file system with rename(2), flock(2) and fsync(2).
+	Dir string
+	// AllowedPaths are the directories, absolute, below which images may be
+	// used by path, symbolic links resolved. nil allows any path, empty but
+	// not nil allows none.
+	AllowedPaths []string
+	// PlainHTTP tells for a registry (host or host:port) whether to speak HTTP
+	// instead of HTTPS. If nil, localhost, 127.0.0.0/8 and [::1] are asked by
+	// HTTPS and, if they answer in plain HTTP, by that; all others by HTTPS.
+	PlainHTTP func(host string) bool
+	// RootCAs verify registries; nil means the system's.
+	RootCAs *x509.CertPool
+	// ReserveBytes of the disk are left free by pulls. 0 means 1 % of the file
+	// system and at most 256 MiB; a negative value means none.
+	ReserveBytes int64
+}
+
+// Store is an open store directory. All methods may be called concurrently.
+type Store struct {
+	dir       layout
+	allowed   []string
+	plainHTTP func(string) bool
+	reserve   int64
+	disk      disk
+	retry     retryPolicy
+	transport *http.Transport
+	lock      *os.File
+	temps     atomic.Uint64 // names below tmp
+
+	// life ends when Close is called, with the cause ErrInterrupted.
+	life context.Context
+	kill context.CancelCauseFunc
+
+	space sync.Mutex // makes one step of looking for room and taking it
+
+	mu      sync.Mutex
+	closed  bool                      // GUARDED_BY(mu)
+	running sync.WaitGroup            // Add: GUARDED_BY(mu), while !closed
+	flights map[digest.Digest]*flight // GUARDED_BY(mu)
+}
+
+// Open opens a store directory, making it if needed, locks it and removes what
+// an interrupted process left half done. The error wraps [ErrLocked] if another
+// process has it open.
+func Open(cfg Config) (*Store, error) { return open(cfg, disk{}) }
+
+func open(cfg Config, d disk) (_ *Store, err error) {
+	if cfg.Dir == "" {
+		return nil, errors.New("image store: no directory is configured")
+	}
+	root, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("image store %s: %w", cfg.Dir, err)
+	}
+	s := &Store{
+		dir:       newLayout(root),
+		plainHTTP: cfg.PlainHTTP,
+		reserve:   cfg.ReserveBytes,
+		disk:      d,
+		retry:     defaultRetry,
+		transport: newTransport(cfg.RootCAs),
+		flights:   make(map[digest.Digest]*flight),
+	}
+	if cfg.AllowedPaths != nil {
+		s.allowed = []string{}
+	}
+	for _, p := range cfg.AllowedPaths {
+		if !filepath.IsAbs(p) {
+			return nil, fmt.Errorf("allowed path %q is not absolute", p)
+		}
+		if p = filepath.Clean(p); !slices.Contains(s.allowed, p) {
+			s.allowed = append(s.allowed, p)
+		}
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	if s.lock, err = lockDirectory(s.dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = s.lock.Close()
+		}
+	}()
+	if err := s.makeDirectories(); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	if err := s.repair(); err != nil {
+		return nil, fmt.Errorf("image store: repair %s: %w", root, err)
+	}
+	s.life, s.kill = context.WithCancelCause(context.Background())
+	return s, nil
+}
+
+func (s *Store) makeDirectories() error {
+	for _, dir := range s.dir.directories() {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		st, err := os.Lstat(dir)
+		if err != nil {
+			return err
+		}
+		if !st.IsDir() {
+			return fmt.Errorf("%s is not a directory", dir)
+		}
+		if st.Mode().Perm() != 0o700 {
+			if err := os.Chmod(dir, 0o700); err != nil { //nolint:gosec // a directory needs x
+				return err
+			}
+		}
+	}
+	for _, dir := range []string{filepath.Dir(s.dir.blobs), s.dir.root, filepath.Dir(s.dir.root)} {
+		if err := s.disk.syncDir(dir); err != nil && dir != filepath.Dir(s.dir.root) {
+			return err // the parent of root may not be ours to open
+		}
+	}
+	return nil
+}
+
+// Close interrupts running pulls, waits for their files to be removed, and
+// unlocks the directory. Images in use stay readable until their Release.
+// Later calls of other methods fail with [ErrInterrupted]; of Close do nothing.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.kill(ErrInterrupted)
+	s.running.Wait()
+	s.transport.CloseIdleConnections()
+	return s.lock.Close()
+}
+
+// begin keeps Close from returning until end. It fails after Close.
+func (s *Store) begin() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrInterrupted
+	}
+	s.running.Add(1)
+	return nil
+}
+
+func (s *Store) end() { s.running.Done() }
+
+// bound returns ctx that also ends, with the cause ErrInterrupted, when the
+// store is closed. Call stop when done.
+func (s *Store) bound(ctx context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	unhook := context.AfterFunc(s.life, func() { cancel(ErrInterrupted) })
+	return ctx, func() {
+		unhook()
+		cancel(nil)
+	}
+}
+
+// AcquireOptions are the options of [Store.Acquire].
+type AcquireOptions struct {
+	// Policy says when the registry is asked; zero means [IfNotPresent].
+	Policy PullPolicy
+	// DockerConfig is a pull secret in dockerconfigjson form, or nil.
+	DockerConfig []byte
+}
+
+// Acquire finds or pulls the image that ref names and keeps it open until its
+// Release. ref is one of
+//
+//	/dir/image.erofs[,device=/dir/blob]...       used in place, never copied
+//	file:///dir/image.erofs[,device=/dir/blob]...
+//	[oci://]host[:port]/name[:tag][@sha256:...]
+//
+// What is on the node is returned without looking at the DockerConfig: whether
+// a caller may have it is [Store.Authorize]'s question. One blob is pulled once
+// however many callers wait for it, and the pull stops when none waits any
+// more. All errors of this package may come out.
+func (s *Store) Acquire(ctx context.Context, ref string, opts AcquireOptions) (*Image, error) {
+	r, err := parseReference(ref)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := ParsePullPolicy(string(opts.Policy))
+	if err != nil {
+		return nil, err
+	}
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	defer s.end()
+	ctx, stop := s.bound(ctx)
+	defer stop()
+	if err := ended(ctx); err != nil {
+		return nil, fmt.Errorf("image %s: %w", r, err)
+	}
+	if r.isPath() {
+		return s.openInPlace(r)
+	}
+	return s.acquireRemote(ctx, r, policy, opts.DockerConfig)
+}
+
+func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPolicy, dockerConfig []byte) (*Image, error) {
+	rec, have := s.lookup(ref)
+	if have && (policy != Always || ref.digest != "") {
+		return s.openStored(ref, rec)
+	}
+	if policy == Never {
+		return nil, fmt.Errorf("%w: %s is not on this node and the pull policy is Never; use IfNotPresent, or pull it on this node before", ErrNotFound, ref)
+	}
+	reg, err := s.newRegistry(ref, dockerConfig)
+	if err != nil {
+		return nil, err
+	}
+	if have {
+		now, err := reg.head(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if now == rec.Resolved {
+			return s.openStored(ref, rec)
+		}
+	}
+	rec, err = reg.resolve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.pull(ctx, reg, rec); err != nil {
+		return nil, err
+	}
+	if err := s.remember(ref, rec); err != nil {
+		return nil, err
+	}
+	return s.openStored(ref, rec)
+}
+
+// Authorize asks the registry, with a HEAD of the manifest, whether these
+// credentials (dockerconfigjson, nil for none) may read ref: what is cached for
+// one pod is not thereby another's. nil for a path. The error wraps
+// [ErrUnauthorized], [ErrNotFound], [ErrUnavailable] or one of the input's.
+func (s *Store) Authorize(ctx context.Context, ref string, dockerConfig []byte) error {
+	r, err := parseReference(ref)
+	if err != nil || r.isPath() {
+		return err
+	}
+	if err := s.begin(); err != nil {
+		return err
+	}
+	defer s.end()
+	ctx, stop := s.bound(ctx)
+	defer stop()
+	reg, err := s.newRegistry(r, dockerConfig)
+	if err != nil {
+		return err
+	}
+	_, err = reg.head(ctx)
+	return err
+}
+
+// ended is ctx's error, with what ended it.
+func ended(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	if cause := context.Cause(ctx); errors.Is(cause, ErrInterrupted) {
+		return cause
+	}
+	return ctx.Err()
+}
+
+// isLoopback tells for host or host:port whether it is this machine by name.
+func isLoopback(host string) bool {
+	name := hostname(host)
+	if strings.EqualFold(name, "localhost") {
+		return true
+	}
+	addr, err := parseAddr(name)
+	return err == nil && addr.IsLoopback()
+}
