@@ -3,6 +3,7 @@ package erofs
 import (
 	"encoding/binary"
 	"io"
+	"sync/atomic"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
 )
@@ -12,6 +13,7 @@ var le = binary.LittleEndian
 // Image is an open EROFS image. It holds no lock and is safe for concurrent
 // use; it never closes the readers it was given.
 type Image struct {
+	id      uint64 // unique in the process; see zKey
 	r       io.ReaderAt
 	size    int64 // of the primary device, in bytes
 	blkBits uint  // 9 <= blkBits <= 16
@@ -29,6 +31,8 @@ type Image struct {
 
 	root int64 // byte address of nid 0; 0 <= root <= size
 }
+
+var imageIDs atomic.Uint64
 
 // Option changes how Open works.
 type Option func(*options)
@@ -62,7 +66,7 @@ func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	im := &Image{r: r, size: size, fingerprint: -1}
+	im := &Image{id: imageIDs.Add(1), r: r, size: size, fingerprint: -1}
 	sb, err := im.loadSuperblock(o.metaBytes)
 	if err != nil {
 		return nil, err
