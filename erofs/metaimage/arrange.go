@@ -109,7 +109,7 @@ func (b *builder) arrange() (*plan, error) {
 		if nid > math.MaxUint32 {
 			return nil, &NeedsTreeError{NID: r.nid, Reason: "does not fit into an image of 128 GiB"}
 		}
-		r.slot = uint32(nid)
+		r.slot = uint32(nid) //nolint:gosec // checked
 	}
 	p.dirBlock = align(c.pos, blockSize) >> blockBits
 	p.dirBlocks = c.blocks

@@ -114,8 +114,8 @@ func (e *emitter) appendXattrs(dst []byte, in *erofs.Inode, ids []uint32, shared
 		return dst, nil
 	}
 	le := binary.LittleEndian
-	dst = le.AppendUint32(dst, 0) // the name filter, which no feature bit announces
-	dst = append(dst, byte(shared), 0, 0, 0, 0, 0, 0, 0)
+	dst = le.AppendUint32(dst, 0)                        // the name filter, which no feature bit announces
+	dst = append(dst, byte(shared), 0, 0, 0, 0, 0, 0, 0) //nolint:gosec // at most maxSharedPerIno
 	isInline := make([]bool, 0, len(ids))
 	for _, id := range ids {
 		inline := e.pool.shared[id] == 0 || shared == 0

@@ -80,7 +80,7 @@ func (s *superblock) seal(block []byte) {
 	b[12] = blockBits
 	le.PutUint16(b[14:], s.rootNID)
 	le.PutUint64(b[16:], s.inodes)
-	le.PutUint64(b[24:], uint64(s.source.BuildTime))
+	le.PutUint64(b[24:], uint64(s.source.BuildTime)) //nolint:gosec // signed on disk
 	le.PutUint32(b[32:], s.source.BuildTimeNsec)
 	le.PutUint32(b[36:], s.blocks)
 	le.PutUint32(b[40:], s.metaBlock)
@@ -131,7 +131,7 @@ func appendInode(dst []byte, in *erofs.Inode, f inodeFields) []byte {
 	dst = le.AppendUint32(dst, f.ino)
 	dst = le.AppendUint32(dst, in.UID)
 	dst = le.AppendUint32(dst, in.GID)
-	dst = le.AppendUint64(dst, uint64(in.MtimeSec))
+	dst = le.AppendUint64(dst, uint64(in.MtimeSec)) //nolint:gosec // signed on disk
 	dst = le.AppendUint32(dst, in.MtimeNsec)
 	dst = le.AppendUint32(dst, in.Nlink)
 	return append(dst, make([]byte, 16)...)
@@ -140,9 +140,9 @@ func appendInode(dst []byte, in *erofs.Inode, f inodeFields) []byte {
 // chunkFormat returns the chunk format for a hole of size bytes and the number
 // of its chunks: one, as long as a chunk can be that large.
 func chunkFormat(size int64) (format uint32, chunks uint64) {
-	blocks := uint64(size-1)>>blockBits + 1
+	blocks := uint64(size-1)>>blockBits + 1 //nolint:gosec // size > 0
 	log := min(bits.Len64(blocks-1), maxChunkBits)
-	return chunkIndexes | uint32(log), (blocks-1)>>log + 1
+	return chunkIndexes | uint32(log), (blocks-1)>>log + 1 //nolint:gosec // at most maxChunkBits
 }
 
 // appendHole appends a chunk index without a block.

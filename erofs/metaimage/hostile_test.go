@@ -16,9 +16,9 @@ import (
 )
 
 // smallImage is an image of a few inodes of many types.
-func smallImage(t testing.TB) []byte {
-	t.Helper()
-	dir := t.TempDir()
+func smallImage(tb testing.TB) []byte {
+	tb.Helper()
+	dir := tb.TempDir()
 	err := errors.Join(
 		os.MkdirAll(dir+"/sub/deeper", 0o755),
 		os.WriteFile(dir+"/file", []byte("data"), 0o644),
@@ -29,19 +29,19 @@ func smallImage(t testing.TB) []byte {
 		unix.Mkfifo(dir+"/fifo", 0o644),
 	)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for i, name := range []string{"/file", "/empty", "/sub", "/sub/large"} {
 		if err := unix.Setxattr(dir+name, "user.common", []byte("the same everywhere"), 0); err != nil {
-			t.Skipf("user xattrs: %v", err)
+			tb.Skipf("user xattrs: %v", err)
 		}
 		if err := unix.Setxattr(dir+name, "user.own", []byte{byte(i)}, 0); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
-	b, err := os.ReadFile(mkfs(t, dir))
+	b, err := os.ReadFile(mkfs(tb, dir))
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }

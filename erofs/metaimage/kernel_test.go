@@ -25,46 +25,46 @@ import (
 
 // tool finds a program of erofs-utils: in EROFS_UTILS if that is set, else the
 // system's.
-func tool(t testing.TB, name string) string {
-	t.Helper()
+func tool(tb testing.TB, name string) string {
+	tb.Helper()
 	if dir := os.Getenv("EROFS_UTILS"); dir != "" {
 		return filepath.Join(dir, name)
 	}
 	path, err := exec.LookPath(name)
-	images.Need(t, name, err == nil)
+	images.Need(tb, name, err == nil)
 	return path
 }
 
-func run(t testing.TB, name string, args ...string) {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+func run(tb testing.TB, name string, args ...string) {
+	tb.Helper()
+	out, err := exec.CommandContext(tb.Context(), name, args...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		tb.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 }
 
 // mkfs builds an image of dir.
-func mkfs(t testing.TB, dir string, args ...string) string {
-	t.Helper()
-	image := filepath.Join(t.TempDir(), "image.erofs")
-	run(t, tool(t, "mkfs.erofs"), append(args, "--quiet", image, dir)...)
+func mkfs(tb testing.TB, dir string, args ...string) string {
+	tb.Helper()
+	image := filepath.Join(tb.TempDir(), "image.erofs")
+	run(tb, tool(tb, "mkfs.erofs"), append(args, "--quiet", image, dir)...)
 	return image
 }
 
-func open(t testing.TB, path string) *erofs.Image {
-	t.Helper()
+func open(tb testing.TB, path string) *erofs.Image {
+	tb.Helper()
 	f, err := os.Open(path)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	tb.Cleanup(func() { _ = f.Close() })
 	st, err := f.Stat()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	im, err := erofs.Open(f, st.Size())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return im
 }
@@ -73,13 +73,13 @@ func open(t testing.TB, path string) *erofs.Image {
 func byNID(in *erofs.Inode) string { return fmt.Sprintf("/%02x/%x-%x", in.NID&0xff, in.NID, in.Size) }
 
 // writeMeta writes the META of the image and lets fsck.erofs check it.
-func writeMeta(t testing.TB, im *erofs.Image, content metaimage.ContentPath) (string, metaimage.Stats) {
+func writeMeta(t *testing.T, im *erofs.Image, content metaimage.ContentPath) (string, metaimage.Stats) {
 	t.Helper()
 	f, err := os.Create(filepath.Join(t.TempDir(), "meta.erofs"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	stats, err := metaimage.Write(t.Context(), f, im, content)
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func writeMeta(t testing.TB, im *erofs.Image, content metaimage.ContentPath) (st
 
 // mountImage mounts an EROFS image with the kernel's driver, from the file or,
 // where that can't be, by a loop device.
-func mountImage(t testing.TB, image string) string {
+func mountImage(t *testing.T, image string) string {
 	t.Helper()
 	images.Need(t, "root", os.Geteuid() == 0)
 	dir := t.TempDir()
@@ -111,7 +111,7 @@ func mountImage(t testing.TB, image string) string {
 	return dir
 }
 
-func mountOverlay(t testing.TB, meta, data string) string {
+func mountOverlay(t *testing.T, meta, data string) string {
 	t.Helper()
 	dir := t.TempDir()
 	err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY,
@@ -121,7 +121,7 @@ func mountOverlay(t testing.TB, meta, data string) string {
 	return dir
 }
 
-func unmount(t testing.TB, dir string) {
+func unmount(t *testing.T, dir string) {
 	t.Helper()
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Errorf("unmount %s: %v", dir, err)
@@ -142,7 +142,7 @@ type facts struct {
 }
 
 // tree reads all facts below root; the content only if asked to.
-func tree(t testing.TB, root string, content bool) map[string]facts {
+func tree(t *testing.T, root string, content bool) map[string]facts {
 	t.Helper()
 	all := map[string]facts{}
 	first := map[uint64]string{}
@@ -160,7 +160,8 @@ func tree(t testing.TB, root string, content bool) map[string]facts {
 		}
 		f := facts{
 			Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Mtime: st.Mtim,
-			Nlink: uint64(st.Nlink), Rdev: uint64(st.Rdev), Xattrs: xattrs(t, path),
+			Nlink: uint64(st.Nlink), //nolint:unconvert // 32 bits on some architectures
+			Rdev:  st.Rdev, Xattrs: xattrs(t, path),
 		}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFLNK:
@@ -187,13 +188,13 @@ func tree(t testing.TB, root string, content bool) map[string]facts {
 	return all
 }
 
-func contentSum(t testing.TB, path string) string {
+func contentSum(t *testing.T, path string) string {
 	t.Helper()
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
 		t.Fatalf("%s: %v", path, err)
@@ -203,7 +204,7 @@ func contentSum(t testing.TB, path string) string {
 
 // xattrs returns the sorted attributes of path, without those by which overlayfs
 // finds data.
-func xattrs(t testing.TB, path string) string {
+func xattrs(t *testing.T, path string) string {
 	t.Helper()
 	list := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, list)
@@ -227,7 +228,7 @@ func xattrs(t testing.TB, path string) string {
 }
 
 // same reports every difference of two trees.
-func same(t testing.TB, want, got map[string]facts) {
+func same(t *testing.T, want, got map[string]facts) {
 	t.Helper()
 	var names []string
 	for name := range want {

@@ -16,7 +16,7 @@ import (
 
 // TestCursor places random inodes and checks what the kernel demands.
 func TestCursor(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // repeatable on purpose
+	rnd := rand.New(rand.NewPCG(1, 2))
 	types := []erofs.FileType{erofs.TypeRegular, erofs.TypeDir, erofs.TypeSymlink, erofs.TypeFIFO}
 	c := cursor{pos: superOff + superSize}
 	used, end, blocks := int64(0), c.pos, int64(0)
@@ -252,11 +252,11 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestDirentPath names an inode for messages, however deep it is.
-func TestDirentPath(t *testing.T) {
-	root := &dirent{name: "."}
-	a := &dirent{name: "a", parent: root}
-	if got := (&dirent{name: "b", parent: a}).path("c"); got != "a/b/c" {
+// TestUnreadPath names an inode for messages, however deep it is.
+func TestUnreadPath(t *testing.T) {
+	root := &unread{name: "."}
+	a := &unread{name: "a", parent: root}
+	if got := (&unread{name: "b", parent: a}).path("c"); got != "a/b/c" {
 		t.Errorf("path %q", got)
 	}
 	if got := root.path("c"); got != "c" {
@@ -264,7 +264,7 @@ func TestDirentPath(t *testing.T) {
 	}
 	deep := root
 	for range 100000 {
-		deep = &dirent{name: strings.Repeat("d", 200), parent: deep}
+		deep = &unread{name: strings.Repeat("d", 200), parent: deep}
 	}
 	if got := deep.path("x"); len(got) > 2*pathMax || !strings.HasPrefix(got, ".../") {
 		t.Errorf("deep path has %d bytes, starts %.10q", len(got), got)

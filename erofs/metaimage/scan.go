@@ -16,16 +16,16 @@ const (
 	pathMax = 4096 // of Linux: a link's target is shorter, a redirect as well
 )
 
-// dirent is a directory that scan has yet to read, and the way to it.
-type dirent struct {
+// unread is a directory that scan has yet to read, and the way to it.
+type unread struct {
 	in     *erofs.Inode
 	name   string
-	parent *dirent
+	parent *unread
 	rec    uint32 // from visit
 }
 
 // path builds the path of an entry of d, for messages; of a deep one, the end.
-func (d *dirent) path(name string) string {
+func (d *unread) path(name string) string {
 	parts := []string{name}
 	for n := 0; d != nil && d.parent != nil; d = d.parent {
 		if n += len(d.name); n > pathMax {
@@ -56,7 +56,7 @@ func (b *builder) scan() error {
 		return corrupt(root.NID, "the root is no directory")
 	}
 	b.index = map[uint64]uint32{root.NID: pushed}
-	stack := []*dirent{{in: root, name: "."}}
+	stack := []*unread{{in: root, name: "."}}
 	for len(stack) > 0 {
 		if err := b.ctx.Err(); err != nil {
 			return err
@@ -76,7 +76,7 @@ func (b *builder) scan() error {
 
 // visit records a directory and those of its entries that are no directories,
 // and returns the others.
-func (b *builder) visit(d *dirent) (below []*dirent, err error) {
+func (b *builder) visit(d *unread) (below []*unread, err error) {
 	refuse := func(reason string) error { return needsTree(d.parent, d.name, d.in, reason) }
 	if d.rec, err = b.record(d.in, refuse); err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func (b *builder) visit(d *dirent) (below []*dirent, err error) {
 
 // child records the inode of an entry if it is new, or returns it if it is a
 // directory.
-func (b *builder) child(d *dirent, e entry) (*dirent, error) {
+func (b *builder) child(d *unread, e entry) (*unread, error) {
 	if i, ok := b.index[e.nid]; ok {
 		if i == pushed || b.recs[i].typ == erofs.TypeDir {
 			return nil, corrupt(e.nid, "directory with two names, one of them %q", d.path(e.name))
@@ -129,13 +129,13 @@ func (b *builder) child(d *dirent, e entry) (*dirent, error) {
 	}
 	if in.IsDir() {
 		b.index[in.NID] = pushed
-		return &dirent{in: in, name: e.name, parent: d}, nil
+		return &unread{in: in, name: e.name, parent: d}, nil
 	}
 	_, err = b.record(in, func(reason string) error { return needsTree(d, e.name, in, reason) })
 	return nil, err
 }
 
-func needsTree(d *dirent, name string, in *erofs.Inode, reason string) error {
+func needsTree(d *unread, name string, in *erofs.Inode, reason string) error {
 	return &NeedsTreeError{NID: in.NID, Path: d.path(name), Reason: reason}
 }
 

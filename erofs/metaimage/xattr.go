@@ -57,7 +57,7 @@ func splitXattr(name string) (index byte, rest string, ok bool) {
 // appendXattr appends an entry, padded to 4 bytes. len(rest) <= 255 and
 // len(value) <= 65535.
 func appendXattr(dst []byte, index byte, rest, value string) []byte {
-	dst = append(dst, byte(len(rest)), index)
+	dst = append(dst, byte(len(rest)), index)                       //nolint:gosec // see above
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(value))) //nolint:gosec // see above
 	dst = append(dst, rest...)
 	dst = append(dst, value...)
