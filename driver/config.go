@@ -48,7 +48,7 @@ type Config struct {
 	// can write such a path into an inline volume.
 	AllowedPaths []string
 	// PlainHTTPRegistries are the registries ("host" or "host:port") that are
-	// spoken to without TLS.
+	// spoken to without TLS. Empty: those of this machine, if they speak none.
 	PlainHTTPRegistries []string
 	// InlineDomains are "NAMESPACE=DOMAIN" pairs: inline volumes of pods of
 	// NAMESPACE may ask for DOMAIN.
@@ -119,7 +119,10 @@ func (c *Config) checkNode() error {
 	return nil
 }
 
-// plainHTTP reports whether host is spoken to without TLS.
-func (c *Config) plainHTTP(host string) bool {
-	return slices.Contains(c.PlainHTTPRegistries, host)
+// plainHTTP is nodecache's PlainHTTP: nil, its own rule, without a list.
+func (c *Config) plainHTTP() func(host string) bool {
+	if len(c.PlainHTTPRegistries) == 0 {
+		return nil
+	}
+	return func(host string) bool { return slices.Contains(c.PlainHTTPRegistries, host) }
 }

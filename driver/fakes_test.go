@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-csi/erofs-csi/nodecache"
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // needMounts skips a test that mounts, where it may not; in CI it fails.
@@ -24,18 +25,7 @@ func needMounts(t *testing.T) {
 	if err == nil {
 		err = unix.Unmount(dir, unix.MNT_DETACH)
 	}
-	if err != nil {
-		missing(t, "mount(2): "+err.Error())
-	}
-}
-
-// missing skips a test for want of what; in CI it fails.
-func missing(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("CI") != "" {
-		t.Fatalf("CI needs %s", what)
-	}
-	t.Skipf("needs %s", what)
+	images.Need(t, "CAP_SYS_ADMIN, to mount", err == nil)
 }
 
 // fakeStore has the images of its map: reference → content.

@@ -45,6 +45,15 @@ func newPlugin(t *testing.T) *plugin {
 // the state directory.
 func (p *plugin) start(t *testing.T, inline inlinePolicy) {
 	t.Helper()
+	node := p.startUnready(t, inline)
+	for !node.ready.Load() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// startUnready does not wait for the rebuild of the volumes.
+func (p *plugin) startUnready(t *testing.T, inline inlinePolicy) *nodeServer {
+	t.Helper()
 	_, ctx := ktesting.NewTestContext(t)
 	ctx, cancel := context.WithCancel(ctx)
 	p.mounts = &brokenMounter{mounter: sysMounter{}}
@@ -73,9 +82,7 @@ func (p *plugin) start(t *testing.T, inline inlinePolicy) {
 	t.Cleanup(p.stop)
 	conn := dial(t, node.socket)
 	p.NodeClient, p.identity = csi.NewNodeClient(conn), csi.NewIdentityClient(conn)
-	for !node.ready.Load() {
-		time.Sleep(time.Millisecond)
-	}
+	return node
 }
 
 // crash ends the process without its leaving anything in order: its fronts
@@ -96,6 +103,12 @@ func (p *plugin) crash(t *testing.T) {
 func dial(t *testing.T, socket string, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	opts = append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	// A first attempt that fails makes gRPC wait for a second.
+	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(time.Millisecond) {
+		if _, err := os.Lstat(socket); err == nil {
+			break
+		}
+	}
 	conn, err := grpc.NewClient("unix:"+socket, opts...)
 	if err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ func intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 			l.Info("Request", "request", redacted{req}.String())
 		}
 		start := time.Now()
-		res, err := callHandler(ctx, req, handler)
+		res, err := guard(ctx, func() (any, error) { return handler(ctx, req) })
 		took := time.Since(start)
 		if err != nil {
 			err = statusOf(ctx, err)
@@ -49,16 +49,14 @@ func intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 	}
 }
 
-// callHandler turns a panic into an error of the class errPanic. The caller
+// guard turns a panic of fn into an error of the class errPanic. The caller
 // learns no more than that; the log has the value and the stack.
-func callHandler(ctx context.Context, req any, handler grpc.UnaryHandler) (res any, err error) {
+func guard[T any](ctx context.Context, fn func() (T, error)) (res T, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			klog.FromContext(ctx).Error(fmt.Errorf("%w: %v", errPanic, p), "Call panicked", "stack", stack())
+			klog.FromContext(ctx).Error(fmt.Errorf("%w: %v", errPanic, p), "Panic", "stack", string(debug.Stack()))
 			err = refuse(errPanic, "internal error: the log of the plugin has the details")
 		}
 	}()
-	return handler(ctx, req)
+	return fn()
 }
-
-func stack() string { return string(debug.Stack()) }

@@ -405,22 +405,61 @@ func TestOperationInFlightIsAborted(t *testing.T) {
 	p.checkContent(t, "staging-v", "content of a")
 }
 
-func TestDeadlineEndsAPull(t *testing.T) {
+// TestPullOutlivesItsCall: a call out of time ends, its pull goes on, and the
+// next call finds it; the volume's undoing ends it.
+func TestPullOutlivesItsCall(t *testing.T) {
 	p := newPlugin(t)
+	leave, ended := make(chan struct{}), make(chan error, 2)
 	p.store.acquire = func(ctx context.Context, _ string, _ nodecache.AcquireOptions) error {
-		<-ctx.Done()
+		select {
+		case <-leave:
+		case <-ctx.Done():
+		}
+		ended <- ctx.Err()
 		return ctx.Err()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
-	_, err := p.NodeStageVolume(ctx, p.stageRequest(t, "v"))
-	wantCode(t, err, codes.DeadlineExceeded)
+	late := func(id string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		_, err := p.NodeStageVolume(ctx, p.stageRequest(t, id))
+		wantCode(t, err, codes.DeadlineExceeded)
+	}
 	// The client returns at its deadline; the server's end may be behind.
-	for range 1000 {
-		if err := p.unstage("v"); status.Code(err) != codes.Aborted {
-			break
+	retry := func(call func() error) error {
+		for {
+			err := call()
+			if status.Code(err) != codes.Aborted {
+				return err
+			}
+			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Millisecond)
+	}
+	late("v")
+	late("w")
+	if err := retry(func() error { return p.unstage("w") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the pull of the volume that was undone: %v", err)
+	}
+	close(leave)
+	if err := <-ended; err != nil {
+		t.Errorf("the pull of the late call: %v", err)
+	}
+	err := retry(func() error {
+		_, err := p.NodeStageVolume(context.Background(), p.stageRequest(t, "v"))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.checkContent(t, "staging-v", "content of a")
+	if p.store.acquired != 1 {
+		t.Errorf("the image was acquired %d times", p.store.acquired)
+	}
+	if err := p.unstage("v"); err != nil {
+		t.Fatal(err)
 	}
 	p.checkClean(t)
 }

@@ -50,7 +50,7 @@ func ask[T any](ctx context.Context, p *prober, name string, fn func() (T, error
 		q = &probe{done: make(chan struct{})}
 		p.pending[name] = q
 		go func() {
-			q.answer, q.err = fn()
+			q.answer, q.err = guard(ctx, fn)
 			p.mu.Lock()
 			delete(p.pending, name)
 			p.mu.Unlock()

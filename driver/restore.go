@@ -83,22 +83,18 @@ func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 func (m *volumeManager) restore(ctx context.Context, rec record) {
 	logger := klog.FromContext(ctx).WithValues("volumeID", rec.VolumeID)
 	ctx = klog.NewContext(ctx, logger)
-	defer func() {
-		if p := recover(); p != nil {
-			err := fmt.Errorf("%w: %v", errPanic, p)
-			logger.Error(err, "Rebuilding a volume panicked", "stack", stack())
-			m.put(&volume{record: rec, broken: err})
-		}
-	}()
 	v := &volume{record: rec, broken: errRestoring}
-	gone, err := m.allGone(ctx, rec)
-	switch {
-	case gone:
-		logger.V(2).Info("Forgetting a volume whose paths are gone")
-		err = m.dismantle(ctx, v)
-	case err == nil:
-		err = m.repair(ctx, v, "", nodecache.AcquireOptions{Policy: nodecache.Never})
-	}
+	_, err := guard(ctx, func() (struct{}, error) {
+		gone, err := m.allGone(ctx, rec)
+		switch {
+		case gone:
+			logger.V(2).Info("Forgetting a volume whose paths are gone")
+			err = m.dismantle(ctx, v)
+		case err == nil:
+			err = m.repair(ctx, v, "", nodecache.AcquireOptions{Policy: nodecache.Never})
+		}
+		return struct{}{}, err
+	})
 	if err == nil {
 		logger.V(2).Info("Rebuilt volume", "image", rec.Reference)
 		return

@@ -42,7 +42,7 @@ func RunNode(ctx context.Context, cfg Config) error {
 	store, err := nodecache.Open(nodecache.Config{
 		Dir:          cfg.CacheDir,
 		AllowedPaths: append([]string{}, cfg.AllowedPaths...), // never nil, which allows all
-		PlainHTTP:    cfg.plainHTTP,
+		PlainHTTP:    cfg.plainHTTP(),
 	})
 	if err != nil {
 		return fmt.Errorf("image store %s: %w", cfg.CacheDir, err)

@@ -19,6 +19,7 @@ func (m *volumeManager) Unpublish(ctx context.Context, volumeID, target string) 
 		return err
 	}
 	defer end()
+	m.pulls.cancel(volumeID)
 	if other := m.owner(target, volumeID); other != nil {
 		return refuse(errPrecondition, "target path %s belongs to volume %q, not to %q", target, other.record.VolumeID, volumeID)
 	}
@@ -52,6 +53,7 @@ func (m *volumeManager) Unstage(ctx context.Context, volumeID, staging string) e
 		return err
 	}
 	defer end()
+	m.pulls.cancel(volumeID)
 	if other := m.owner(staging, volumeID); other != nil {
 		return refuse(errPrecondition, "staging path %s belongs to volume %q, not to %q", staging, other.record.VolumeID, volumeID)
 	}

@@ -33,6 +33,7 @@ var errRestoring = errors.New("the volume is being rebuilt after a restart of th
 // for permission.
 type volumeManager struct {
 	store  imageStore
+	pulls  *pulls
 	engine mountEngine
 	places places
 	saved  recordDir
@@ -56,6 +57,7 @@ type volume struct {
 func newVolumeManager(store imageStore, engine mountEngine, mounts mounter, saved recordDir) *volumeManager {
 	return &volumeManager{
 		store:   store,
+		pulls:   newPulls(store),
 		engine:  engine,
 		places:  places{mounts: mounts, prober: newProber(probeTimeout)},
 		saved:   saved,
@@ -155,7 +157,7 @@ func (u *undo) end(ctx context.Context, err *error) {
 
 // open acquires and mounts an image; u takes both back.
 func (m *volumeManager) open(ctx context.Context, u *undo, volumeID, domain, ref string, opts nodecache.AcquireOptions) (image, front, error) {
-	img, err := m.store.Acquire(ctx, ref, opts)
+	img, err := m.pulls.acquire(ctx, volumeID, ref, opts)
 	if err != nil {
 		return nil, nil, fmt.Errorf("image %s: %w", ref, err)
 	}
