@@ -18,7 +18,7 @@ type Image struct {
 	reference string
 	digest    string
 	sidecars  string // path of a sidecar without .<name>
-	blobs     []*Blob
+	files     *opened
 	release   sync.Once
 }
 
@@ -36,10 +36,10 @@ func (i *Image) Reference() string { return i.reference }
 func (i *Image) Digest() string { return i.digest }
 
 // Blob is the primary device.
-func (i *Image) Blob() *Blob { return i.blobs[0] }
+func (i *Image) Blob() *Blob { return i.files.blobs[0] }
 
 // Devices are the extra devices in the order of the reference. Do not modify.
-func (i *Image) Devices() []*Blob { return i.blobs[1:] }
+func (i *Image) Devices() []*Blob { return i.files.blobs[1:] }
 
 // SidecarPath is where the sidecar called name is or would be: something
 // derived from the bytes of the image and kept as long as they are. name is one
@@ -85,15 +85,10 @@ func (i *Image) WriteSidecar(name string, write func(*os.File) error) error {
 	return nil
 }
 
-// Release ends the use of the image. Reads that run finish, later ones fail.
-// Calls after the first do nothing.
-func (i *Image) Release() { i.release.Do(i.closeBlobs) }
-
-func (i *Image) closeBlobs() {
-	for _, b := range i.blobs {
-		b.close()
-	}
-}
+// Release ends the use of the image; that of its clones goes on. Once all have
+// ended, reads that run finish and later ones fail. Calls after the first do
+// nothing.
+func (i *Image) Release() { i.release.Do(i.files.drop) }
 
 // openStored opens the blob of rec, which [Store.lookup] or a pull has found.
 func (s *Store) openStored(ref reference, rec record) (*Image, error) {
@@ -117,6 +112,6 @@ func (s *Store) openStored(ref reference, rec record) (*Image, error) {
 		reference: full.String(),
 		digest:    rec.Blob.String(),
 		sidecars:  filepath.Join(s.dir.blobs, rec.Blob.Encoded()),
-		blobs:     []*Blob{b},
+		files:     newOpened([]*Blob{b}),
 	}, nil
 }

@@ -21,15 +21,15 @@ import (
 // and the file is then opened through it: there is no moment between check and
 // open in which the path could be made to lead elsewhere.
 func (s *Store) openInPlace(ref reference) (*Image, error) {
-	img := &Image{store: s, reference: ref.String()}
+	img := &Image{store: s, reference: ref.String(), files: newOpened(nil)}
 	id := sha256.New()
 	for _, path := range ref.paths {
 		b, identity, err := openPath(path, s.allowed)
 		if err != nil {
-			img.closeBlobs()
+			img.Release()
 			return nil, err
 		}
-		img.blobs = append(img.blobs, b)
+		img.files.blobs = append(img.files.blobs, b)
 		id.Write(identity)
 	}
 	img.id = "file-" + hex.EncodeToString(id.Sum(nil))
