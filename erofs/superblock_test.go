@@ -1,0 +1,175 @@
+package erofs
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"slices"
+	"testing"
+
+	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+)
+
+func TestSuperblock(t *testing.T) {
+	c := newCraft(t)
+	c.sb.UUID = [16]byte{1, 2, 3}
+	copy(c.sb.VolumeName[:], "volume")
+	c.sb.Epoch, c.sb.BuildTime, c.sb.FixedNsec = 1000, 23, 5
+	c.sb.FeatureCompat = disk.CompatMtime | 0x8000
+	c.sb.FeatureIncompat = disk.IncompatChunkedFile
+	sb := c.mustOpen().Superblock()
+	if sb.BlockSize != 4096 || sb.Blocks != 8 || sb.RootNID != craftRoot || sb.UUID[2] != 3 || sb.VolumeName != "volume" ||
+		sb.BuildTime != 1023 || sb.BuildTimeNsec != 5 || sb.Epoch != 1000 {
+		t.Errorf("decoded %+v", sb)
+	}
+	if got, want := sb.Features(), []string{"mtime", "compat_0x8000", "chunked_file"}; !slices.Equal(got, want) {
+		t.Errorf("features %q, want %q", got, want)
+	}
+}
+
+// Whatever Open can't read it refuses by a class and a name.
+func TestOpenRefuses(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(c *craft)
+		kind   error
+		text   string
+	}{
+		{"magic", func(c *craft) { c.sb.Magic++ }, ErrFormat, "0xe0f5e1e3"},
+		{"too small", func(c *craft) { c.b = c.b[:1024+127] }, ErrFormat, "1151 bytes"},
+		{"empty", func(c *craft) { c.b = nil }, ErrFormat, "0 bytes"},
+		{"block size too small", func(c *craft) { c.sb.BlockBits = 8 }, ErrUnsupported, "2^8"},
+		{"block size too large", func(c *craft) { c.sb.BlockBits = 17 }, ErrUnsupported, "2^17"},
+		{"unknown feature", func(c *craft) { c.sb.FeatureIncompat = 0x40000200 }, ErrUnsupported, "0x40000200"},
+		{"ztailpacking", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatZtailpacking }, ErrUnsupported, "ztailpacking"},
+		{"fragments", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatFragments }, ErrUnsupported, "fragments, dedupe"},
+		{"48bit", func(c *craft) { c.sb.FeatureIncompat = disk.Incompat48Bit }, ErrUnsupported, "48bit"},
+		{"metabox", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatMetabox }, ErrUnsupported, "metabox"},
+		{"several", func(c *craft) {
+			c.sb.FeatureIncompat = disk.Incompat48Bit | disk.IncompatZtailpacking | disk.IncompatChunkedFile
+		}, ErrUnsupported, "ztailpacking, 48bit"},
+		{"LZMA", algorithms(1 << disk.AlgLZMA), ErrUnsupported, "LZMA compression"},
+		{"DEFLATE", algorithms(1<<disk.AlgDeflate | 1), ErrUnsupported, "DEFLATE compression"},
+		{"Zstandard", algorithms(1 << disk.AlgZstd), ErrUnsupported, "Zstandard compression"},
+		{"unknown algorithm", algorithms(0x100), ErrUnsupported, "0x100"},
+		{"no LZ4 record", algorithms(1), ErrCorrupt, "empty record"},
+		{"short LZ4 record", func(c *craft) {
+			algorithms(1)(c)
+			c.put(disk.SuperBlockOffset+disk.SuperBlockSize, uint16(13))
+		}, ErrCorrupt, "13 bytes"},
+		{"huge pcluster", func(c *craft) {
+			algorithms(1)(c)
+			c.put(disk.SuperBlockOffset+disk.SuperBlockSize, uint16(disk.LZ4CfgsSize))
+			c.put(disk.SuperBlockOffset+disk.SuperBlockSize+2, disk.LZ4Cfgs{MaxPclusterBlks: 257})
+		}, ErrCorrupt, "257 blocks"},
+		{"directory blocks", func(c *craft) { c.sb.DirBlockBits = 1 }, ErrUnsupported, "dirblkbits"},
+		{"shared xattrs in no metabox", func(c *craft) { c.sb.FeatureCompat = disk.CompatSharedEAInMetabox }, ErrCorrupt, "metabox"},
+		{"cut off", func(c *craft) { c.sb.Blocks = 9 }, ErrCorrupt, "32768 of 36864 bytes"},
+		{"metadata outside", func(c *craft) { c.sb.MetaBlkAddr = 9 }, ErrCorrupt, "metadata start"},
+		{"metadata far outside", func(c *craft) { c.sb.MetaBlkAddr = 1<<32 - 1 }, ErrCorrupt, "metadata start"},
+		{"root outside", func(c *craft) { c.sb.RootNID = 65535 }, ErrCorrupt, "beyond the end"},
+		{"root no directory", func(c *craft) { c.file(craftRoot, modeRegular, FlatPlain, 0, 0) }, ErrCorrupt, "not a directory"},
+		{"root without a type", func(c *craft) { c.sb.RootNID = 90 }, ErrCorrupt, "no file type"},
+		{"checksum", func(c *craft) { c.sb.FeatureCompat = disk.CompatSBChecksum }, ErrCorrupt, "checksum"},
+		{"device table outside", func(c *craft) {
+			c.sb.FeatureIncompat, c.sb.ExtraDevices, c.sb.DevtSlotOff = disk.IncompatDeviceTable, 65535, 65535
+		}, ErrCorrupt, "65535 slots"},
+		{"prefixes outside", func(c *craft) {
+			c.sb.FeatureIncompat, c.sb.PrefixCount, c.sb.PrefixStart = disk.IncompatXattrPrefixes, 1, 1<<32-1
+		}, ErrCorrupt, "beyond the end"},
+		{"empty prefix", func(c *craft) {
+			c.sb.FeatureIncompat, c.sb.PrefixCount, c.sb.PrefixStart = disk.IncompatXattrPrefixes, 1, craftData/4
+		}, ErrCorrupt, "empty record"},
+		{"long prefix", func(c *craft) {
+			c.sb.FeatureIncompat, c.sb.PrefixCount, c.sb.PrefixStart = disk.IncompatXattrPrefixes, 1, craftData/4
+			c.put(craftData, uint16(257))
+		}, ErrCorrupt, "256 bytes"},
+		{"fingerprint prefix", func(c *craft) {
+			c.sb.FeatureIncompat, c.sb.FeatureCompat = disk.IncompatXattrPrefixes, disk.CompatIshareXattrs
+		}, ErrCorrupt, "prefix 0 of 0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			image := newCraft(t)
+			c.change(image)
+			_, err := image.open()
+			wantError(t, err, c.kind, c.text)
+			if !classified(err) {
+				t.Errorf("%v is of no class", err)
+			}
+		})
+	}
+}
+
+// algorithms makes an image announce compression algorithms.
+func algorithms(bits uint16) func(c *craft) {
+	return func(c *craft) { c.sb.FeatureIncompat, c.sb.ComprAlgs = disk.IncompatComprCfgs, bits }
+}
+
+// The checksum covers the rest of the block, for blocks up to 1024 bytes one
+// block from the superblock on.
+func TestChecksum(t *testing.T) {
+	for bits, covered := range map[uint8]int{9: 512, 10: 1024, 11: 1024, 12: 3072, 16: 64512} {
+		b := make([]byte, 128<<10)
+		sb := disk.SuperBlock{
+			Magic: disk.Magic, BlockBits: bits, FeatureCompat: disk.CompatSBChecksum,
+			MetaBlkAddr: uint32(66 << 10 >> bits), RootNID: 64,
+		}
+		if bits == 16 {
+			sb.MetaBlkAddr = 1
+		}
+		root := int64(sb.MetaBlkAddr)<<bits + int64(sb.RootNID)*disk.InodeSlotSize
+		raw, _ := binary.Append(nil, binary.LittleEndian, disk.InodeCompact{Mode: modeDir, NB: 2})
+		copy(b[root:], raw)
+		raw, _ = binary.Append(nil, binary.LittleEndian, sb)
+		copy(b[disk.SuperBlockOffset:], raw)
+		b[disk.SuperBlockOffset+covered-1] = 77
+
+		sum := ^crc32.Update(0, crc32.MakeTable(crc32.Castagnoli), b[disk.SuperBlockOffset:disk.SuperBlockOffset+covered])
+		binary.LittleEndian.PutUint32(b[disk.SuperBlockOffset+4:], sum)
+		if _, err := Open(bytes.NewReader(b), int64(len(b))); err != nil {
+			t.Errorf("block bits %d: %v", bits, err)
+		}
+		b[disk.SuperBlockOffset+covered-1] = 78
+		if _, err := Open(bytes.NewReader(b), int64(len(b))); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("block bits %d: a changed last byte gives %v", bits, err)
+		}
+	}
+}
+
+// The LZ4 parameters come from the superblock or from the record behind it.
+func TestLZ4Config(t *testing.T) {
+	c := newCraft(t)
+	c.sb.ComprAlgs = 60000
+	if got, want := c.mustOpen().lz4, (lz4Config{60000, 1}); got != want {
+		t.Errorf("old image: %+v, want %+v", got, want)
+	}
+	algorithms(1)(c)
+	c.sb.ExtSlots = 1
+	behind := int64(disk.SuperBlockOffset + disk.SuperBlockSize + disk.ExtSlotSize)
+	c.put(behind, uint16(disk.LZ4CfgsSize))
+	c.put(behind+2, disk.LZ4Cfgs{MaxDistance: 4096, MaxPclusterBlks: 16})
+	if got, want := c.mustOpen().lz4, (lz4Config{4096, 16}); got != want {
+		t.Errorf("record: %+v, want %+v", got, want)
+	}
+}
+
+// An I/O error is neither swallowed nor taken for corruption.
+func TestOpenReadError(t *testing.T) {
+	broken := errors.New("the disk is on fire")
+	_, err := Open(failingReader{broken}, craftSize)
+	if !errors.Is(err, broken) || errors.Is(err, ErrCorrupt) || errors.Is(err, ErrFormat) {
+		t.Errorf("error %v, want only %v", err, broken)
+	}
+	// A reader that is shorter than it says is a cut off image.
+	if _, err := Open(bytes.NewReader(nil), craftSize); !errors.Is(err, ErrFormat) {
+		t.Errorf("error %v, want ErrFormat", err)
+	}
+}
+
+type failingReader struct{ err error }
+
+func (r failingReader) ReadAt([]byte, int64) (int, error) { return 0, r.err }
+
+var _ io.ReaderAt = failingReader{}
