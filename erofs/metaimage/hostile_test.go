@@ -6,40 +6,17 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/erofs/metaimage"
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
-// smallImage is an image of a few inodes of many types.
-func smallImage(tb testing.TB) []byte {
+// tinyImage is an image of a few inodes of every type.
+func tinyImage(tb testing.TB) []byte {
 	tb.Helper()
-	dir := tb.TempDir()
-	err := errors.Join(
-		os.MkdirAll(dir+"/sub/deeper", 0o755),
-		os.WriteFile(dir+"/file", []byte("data"), 0o644),
-		os.WriteFile(dir+"/sub/large", bytes.Repeat([]byte("data"), 5000), 0o600),
-		os.WriteFile(dir+"/empty", nil, 0o644),
-		os.Link(dir+"/file", dir+"/sub/deeper/link"),
-		os.Symlink(strings.Repeat("target/", 20), dir+"/symlink"),
-		unix.Mkfifo(dir+"/fifo", 0o644),
-	)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	for i, name := range []string{"/file", "/empty", "/sub", "/sub/large"} {
-		if err := unix.Setxattr(dir+name, "user.common", []byte("the same everywhere"), 0); err != nil {
-			tb.Skipf("user xattrs: %v", err)
-		}
-		if err := unix.Setxattr(dir+name, "user.own", []byte{byte(i)}, 0); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	b, err := os.ReadFile(mkfs(tb, dir))
+	b, err := os.ReadFile(images.Build(tb, images.NewestMkfs(tb), nil, images.TinyTree(tb)))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -82,13 +59,13 @@ func write(t *testing.T, image []byte) error {
 
 // TestFlippedBytes writes the META of images with random bytes changed.
 func TestFlippedBytes(t *testing.T) {
-	image := smallImage(t)
+	image := tinyImage(t)
 	if err := write(t, image); err != nil {
 		t.Fatal(err)
 	}
 	rnd := rand.New(rand.NewPCG(3, 4))
 	failed := 0
-	for range 20000 {
+	for range 5000 {
 		b := bytes.Clone(image)
 		for range 1 + rnd.IntN(3) {
 			// Behind the superblock, whose checksum would give each away.
@@ -106,7 +83,7 @@ func TestFlippedBytes(t *testing.T) {
 
 // TestCycle gives a directory that contains the root.
 func TestCycle(t *testing.T) {
-	image := smallImage(t)
+	image := tinyImage(t)
 	im, err := erofs.Open(bytes.NewReader(image), int64(len(image)))
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +95,7 @@ func TestCycle(t *testing.T) {
 	le := binary.LittleEndian
 	patched := 0
 	for off := 1152; off+12 <= len(image); off += 4 {
-		if le.Uint64(image[off:]) == nids["sub/deeper"] && image[off+10] == byte(erofs.TypeDir) && image[off+11] == 0 {
+		if le.Uint64(image[off:]) == nids["dir/sub"] && image[off+10] == byte(erofs.TypeDir) && image[off+11] == 0 {
 			le.PutUint64(image[off:], nids["."])
 			patched++
 		}
@@ -134,7 +111,7 @@ func TestCycle(t *testing.T) {
 
 // FuzzWrite writes the META of whatever opens as an image.
 func FuzzWrite(f *testing.F) {
-	image := smallImage(f)
+	image := tinyImage(f)
 	le := binary.LittleEndian
 	le.PutUint32(image[1024+8:], le.Uint32(image[1024+8:])&^1) // no checksum
 	f.Add(image)
