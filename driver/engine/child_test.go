@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// The engine under test runs in a process of its own: the test binary again, with
+// childEnv set. A test reads through fronts, maps them and kills their server; done
+// by the server's own process, each of that could hang for ever.
+const childEnv = "EROFS_CSI_ENGINE_CHILD"
+
+// childConfig is what a child mounts.
+type childConfig struct {
+	StateDir string
+	CacheDir string
+	Front    string
+	Mounts   []childMount
+}
+
+type childMount struct {
+	Domain string
+	Volume string
+	Image  string // reference
+}
+
+// childReport is what it answers, one line of JSON, when all is mounted.
+type childReport struct {
+	Fronts []childFront
+}
+
+type childFront struct {
+	Path, Kind, Reason, Err string
+}
+
+func TestMain(m *testing.M) {
+	if config := os.Getenv(childEnv); config != "" {
+		if err := runChild(config, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// runChild mounts what config says, and lets go of it when stdin ends.
+func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
+	ctx := context.Background()
+	var c childConfig
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		return err
+	}
+	store, err := nodecache.Open(nodecache.Config{Dir: c.CacheDir})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close(ctx)) }()
+	var report childReport
+	for _, m := range c.Mounts {
+		img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
+		if err != nil {
+			return err
+		}
+		defer img.Release()
+		f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img})
+		if err != nil {
+			report.Fronts = append(report.Fronts, childFront{Err: err.Error()})
+			continue
+		}
+		defer func() { err = errors.Join(err, f.Release(ctx)) }()
+		report.Fronts = append(report.Fronts, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()})
+	}
+	if err := json.NewEncoder(stdout).Encode(report); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, stdin)
+	return err
+}
+
+// child is an engine's process.
+type child struct {
+	childReport
+	cmd    *exec.Cmd
+	stdin  io.Closer
+	stderr *strings.Builder
+}
+
+// startChild starts an engine that mounts c, and ends it with the test.
+func startChild(t *testing.T, c childConfig) *child {
+	t.Helper()
+	if c.StateDir == "" {
+		c.StateDir = t.TempDir()
+	}
+	if c.CacheDir == "" {
+		c.CacheDir = t.TempDir()
+	}
+	config, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ch := &child{cmd: exec.Command(os.Args[0]), stderr: new(strings.Builder)}
+	ch.cmd.Env = append(os.Environ(), childEnv+"="+string(config))
+	ch.cmd.Stderr = ch.stderr
+	if ch.stdin, err = ch.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := ch.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ch.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ch.stop(t) })
+	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	if err != nil {
+		ch.stop(t)
+		t.Fatalf("the engine's process ended early: %s", ch.stderr)
+	}
+	if err := json.Unmarshal(line, &ch.childReport); err != nil {
+		t.Fatal(err)
+	}
+	return ch
+}
+
+// stop ends the engine in order, once, and fails the test when it does not end well.
+func (ch *child) stop(t *testing.T) {
+	t.Helper()
+	if ch.cmd == nil {
+		return
+	}
+	_ = ch.stdin.Close()
+	hung := time.AfterFunc(time.Minute, func() { _ = ch.cmd.Process.Kill() })
+	err := ch.cmd.Wait()
+	if !hung.Stop() {
+		t.Error("the engine's process did not end within a minute")
+	}
+	if err != nil {
+		t.Errorf("the engine's process: %v\n%s", err, ch.stderr)
+	}
+	ch.cmd = nil
+}
+
+// kill ends the engine by SIGKILL.
+func (ch *child) kill(t *testing.T) {
+	t.Helper()
+	if err := ch.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = ch.cmd.Wait()
+	ch.cmd = nil
+}
+
+// mustFront returns the nth front, of the kind that is wanted.
+func (ch *child) mustFront(t *testing.T, n int, kind string) string {
+	t.Helper()
+	f := ch.Fronts[n]
+	if f.Err != "" {
+		t.Fatalf("mount %d: %s", n, f.Err)
+	}
+	if f.Kind != kind {
+		t.Fatalf("mount %d: front %s (%s), want %s", n, f.Kind, f.Reason, kind)
+	}
+	return f.Path
+}

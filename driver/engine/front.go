@@ -1,0 +1,203 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
+	"github.com/erofs-csi/erofs-csi/erofs/share"
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// frontKey names a front: an image in a domain.
+type frontKey struct {
+	domain string // domainKey
+	image  string // nodecache.Image.ID
+}
+
+// front is what all volumes of one image in one domain show.
+type front struct {
+	kind      string // FrontOverlay or FrontTree
+	reason    string // why not the overlay; empty for one
+	dir       string
+	reference string
+	super     erofs.Superblock
+
+	domain     *domain
+	domainItem *item[string, *domain]
+	image      *nodecache.Image
+	member     *share.Member
+	undo       []func() error // how to take the mounts away, the last made first
+	unmade     sync.Once
+}
+
+// Front is a caller's hold on a front, until Release.
+type Front struct {
+	engine *Engine
+	item   *item[frontKey, *front]
+	front  *front
+
+	once sync.Once
+	err  error
+}
+
+// Path is the directory to bind-mount from.
+func (f *Front) Path() string { return f.front.dir }
+
+// Kind is FrontOverlay or FrontTree.
+func (f *Front) Kind() string { return f.front.kind }
+
+// Reason says why a front is no overlay; it is empty for one.
+func (f *Front) Reason() string { return f.front.reason }
+
+// Stats is the size of an image.
+type Stats struct {
+	Bytes  uint64 // blocks in use times their size
+	Inodes uint64
+}
+
+// Stats returns the size of the image shown.
+func (f *Front) Stats() Stats {
+	s := f.front.super
+	return Stats{Bytes: s.Blocks * uint64(s.BlockSize), Inodes: s.Inodes}
+}
+
+// Healthy tells whether the content mount still answers.
+func (f *Front) Healthy() error { return f.front.domain.mount.Alive() }
+
+// Release lets go of the front; the last one unmounts it. Mounts bound from Path
+// should be gone: those that are not keep what is in memory, and get errors for
+// the rest.
+func (f *Front) Release(context.Context) error {
+	f.once.Do(func() { f.err = f.engine.fronts.release(f.item) })
+	return f.err
+}
+
+// makeFront mounts an image in a domain. What it did is undone when it fails.
+func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *front, err error) {
+	start := time.Now()
+	f := &front{reference: req.Image.Reference(), image: req.Image.Clone()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.unmakeFront(f))
+		}
+	}()
+	im, _, err := openImage(f.image)
+	if err != nil {
+		return nil, err
+	}
+	f.super = im.Superblock()
+	files, err := fingerprint.Files(im)
+	if err != nil {
+		return nil, err
+	}
+	var fp *fingerprint.Index // without a domain nothing is shared, and no hash needed
+	if req.Domain != "" {
+		if fp, err = e.index(ctx, f.image, files); err != nil {
+			return nil, err
+		}
+	}
+	f.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(req.Domain) })
+	if err != nil {
+		return nil, err
+	}
+	f.domain = f.domainItem.val
+	f.member = f.domain.share.Join(im, share.NewTag(key.image), files, fp)
+	if err := e.mountFront(ctx, f, im); err != nil {
+		return nil, err
+	}
+	log := klog.FromContext(ctx).WithValues("image", f.reference, "domain", req.Domain, "front", f.kind)
+	if f.reason != "" {
+		log = log.WithValues("reason", f.reason)
+	}
+	log.Info("Mounted an image", "files", len(files), "target", f.dir, "duration", time.Since(start))
+	return f, nil
+}
+
+// mountFront tries the fronts that the configuration allows, the best first.
+func (e *Engine) mountFront(ctx context.Context, f *front, im *erofs.Image) error {
+	var err error
+	if f.dir, err = e.instance.mountpoint(fmt.Sprintf("front-%d", e.serial.Add(1))); err != nil {
+		return err
+	}
+	f.undo = append(f.undo, func() error { return os.Remove(f.dir) })
+	if e.cfg.Front != FrontTree {
+		err := e.mountOverlay(ctx, f, im)
+		if err == nil {
+			f.kind = FrontOverlay
+			return nil
+		}
+		if e.cfg.Front == FrontOverlay || ctx.Err() != nil {
+			return err
+		}
+		f.reason = err.Error()
+	} else {
+		f.reason = "the configuration asks for the tree"
+	}
+	f.kind = FrontTree
+	return e.mountTree(f)
+}
+
+// mountTree shows the image by a bind mount of its tree in the content mount.
+func (e *Engine) mountTree(f *front) error {
+	path, err := f.domain.fs.AddTree(f.member)
+	if err != nil {
+		return err
+	}
+	f.undo = append(f.undo, func() error { f.domain.fs.RemoveTree(f.member); return nil })
+	if err := unix.Mount(f.domain.mount.Dir()+path, f.dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
+	}
+	f.undo = append(f.undo, func() error { return unmount(f.dir) })
+	return nil
+}
+
+// unmakeFront takes a front away, as far as it was made. It goes on after an error,
+// so that nothing is left that could be taken away.
+func (e *Engine) unmakeFront(f *front) (err error) {
+	f.unmade.Do(func() { err = e.unmakeFrontOnce(f) })
+	return err
+}
+
+func (e *Engine) unmakeFrontOnce(f *front) error {
+	var errs []error
+	for i := len(f.undo) - 1; i >= 0; i-- {
+		errs = append(errs, f.undo[i]())
+	}
+	f.undo = nil
+	if f.member != nil {
+		orphans := f.member.Leave()
+		if _, images := f.domain.share.Len(); images > 0 {
+			if err := f.domain.fs.Drop(orphans); err != nil {
+				klog.FromContext(e.ctx).Error(err, "Cannot drop all pages of an image that is gone", "image", f.reference)
+			}
+		}
+	}
+	if f.domainItem != nil {
+		errs = append(errs, e.domains.release(f.domainItem))
+	}
+	f.image.Release()
+	klog.FromContext(e.ctx).V(2).Info("Let go of an image", "image", f.reference, "front", f.kind)
+	return errors.Join(errs...)
+}
+
+// unmount takes a mount of ours away. One that is still in use is detached: who
+// uses it keeps it, and nobody else finds it.
+func unmount(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if err == unix.EBUSY { //nolint:errorlint // a bare errno
+		err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	if err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
+}

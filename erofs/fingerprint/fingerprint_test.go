@@ -1,0 +1,214 @@
+package fingerprint_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
+	"github.com/erofs-csi/erofs-csi/test/images"
+)
+
+// open builds an image of a tree and opens it.
+func open(t *testing.T, tree string, opts ...string) (*erofs.Image, int64) {
+	t.Helper()
+	data, err := os.ReadFile(images.Build(t, images.NewestMkfs(t), opts, tree))
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := erofs.Open(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return im, int64(len(data))
+}
+
+// write makes files below a new directory.
+func write(t *testing.T, files map[string][]byte) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, data := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func build(t *testing.T, im *erofs.Image, size int64) (*fingerprint.Index, []fingerprint.File, fingerprint.Result) {
+	t.Helper()
+	files, err := fingerprint.Files(im)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ix, r, err := fingerprint.Build(t.Context(), im, files, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ix, files, r
+}
+
+func TestIndexHoldsTheSumOfEachFile(t *testing.T) {
+	big := bytes.Repeat([]byte("three megabytes and a bit "), 3<<20/25)
+	contents := map[string][]byte{
+		"a": []byte("a"), "d/same": []byte("a"), "big": big, "empty": nil,
+		"block": make([]byte, 4096), "tail": bytes.Repeat([]byte{7}, 4097),
+	}
+	tree := write(t, contents)
+	if err := os.Link(filepath.Join(tree, "a"), filepath.Join(tree, "hard")); err != nil {
+		t.Fatal(err)
+	}
+	im, size := open(t, tree)
+	ix, files, r := build(t, im, size)
+	if want := len(contents) - 1; len(files) != want || ix.Len() != want || r.Files != want || r.Unreadable != 0 {
+		t.Errorf("%d files listed, %d in the index, result %+v; want %d of each: the empty one has no data, a hard link is one file", len(files), ix.Len(), r, want)
+	}
+	seen := 0
+	err := im.Walk(func(path string, in *erofs.Inode) error {
+		if !in.IsRegular() {
+			return nil
+		}
+		seen++
+		data, ok := contents[path]
+		if path == "hard" {
+			data, ok = contents["a"], true
+		}
+		if !ok {
+			t.Errorf("%s is not of the tree", path)
+		}
+		sum, ok := ix.Lookup(in.NID)
+		if len(data) == 0 {
+			if ok {
+				t.Errorf("%s is empty and has a fingerprint", path)
+			}
+		} else if !ok || sum != sha256.Sum256(data) {
+			t.Errorf("%s: fingerprint %x (%v), want %x", path, sum, ok, sha256.Sum256(data))
+		}
+		return nil
+	})
+	if err != nil || seen != len(contents)+1 {
+		t.Errorf("walk saw %d files: %v", seen, err)
+	}
+	if _, ok := ix.Lookup(math.MaxUint64); ok {
+		t.Error("a nid that is not in the image has a fingerprint")
+	}
+}
+
+func TestFilesLargerThanTheImageCanHoldAreNotHashed(t *testing.T) {
+	tree := write(t, map[string][]byte{"small": []byte("small")})
+	huge, err := os.Create(filepath.Join(tree, "huge"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := huge.Truncate(64 << 20); err != nil { // zeros, in an image of a few KiB
+		t.Fatal(err)
+	}
+	_ = huge.Close()
+	images.MkfsAtLeast(t, 1, 9) // older ones write the zeros out
+	im, size := open(t, tree, "--chunksize=1048576")
+	ix, files, r := build(t, im, size)
+	if len(files) != 2 || ix.Len() != 1 || r.Unreadable != 1 || r.FirstError == nil {
+		t.Errorf("%d files, %d hashed, result %+v: want the huge one left out", len(files), ix.Len(), r)
+	}
+}
+
+func TestBuildStopsWithItsContext(t *testing.T) {
+	im, size := open(t, write(t, map[string][]byte{"a": []byte("a")}))
+	files, err := fingerprint.Files(im)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := fingerprint.Build(ctx, im, files, size); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestStoredIndexIsReadBackForItsImageAlone(t *testing.T) {
+	im, size := open(t, write(t, map[string][]byte{"a": []byte("a"), "b": []byte("b"), "c": []byte("c")}))
+	ix, files, _ := build(t, im, size)
+	var buf bytes.Buffer
+	if err := ix.Write(&buf, "sha256-one"); err != nil {
+		t.Fatal(err)
+	}
+	stored := buf.Bytes()
+
+	back, err := fingerprint.Read(bytes.NewReader(stored), int64(len(stored)), "sha256-one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		want, _ := ix.Lookup(f.NID)
+		if got, ok := back.Lookup(f.NID); !ok || got != want {
+			t.Errorf("nid %d: %x (%v), want %x", f.NID, got, ok, want)
+		}
+	}
+
+	if _, err := fingerprint.Read(bytes.NewReader(stored), int64(len(stored)), "sha256-two"); !errors.Is(err, fingerprint.ErrDamaged) {
+		t.Errorf("read for another image: %v, want %v", err, fingerprint.ErrDamaged)
+	}
+	for i := range stored {
+		bad := bytes.Clone(stored)
+		bad[i] ^= 0x10
+		if _, err := fingerprint.Read(bytes.NewReader(bad), int64(len(bad)), "sha256-one"); !errors.Is(err, fingerprint.ErrDamaged) {
+			t.Fatalf("byte %d changed: %v, want %v", i, err, fingerprint.ErrDamaged)
+		}
+	}
+	for n := range stored {
+		for _, claimed := range []int{n, len(stored)} {
+			if _, err := fingerprint.Read(bytes.NewReader(stored[:n]), int64(claimed), "sha256-one"); !errors.Is(err, fingerprint.ErrDamaged) {
+				t.Fatalf("cut to %d bytes, said to be %d: %v, want %v", n, claimed, err, fingerprint.ErrDamaged)
+			}
+		}
+	}
+}
+
+// A file whose data can't be read is left out; the others are hashed.
+func TestUnreadableFileIsLeftOut(t *testing.T) {
+	noise := make([]byte, 300<<10)
+	for i := range noise {
+		noise[i] = byte(crc32.ChecksumIEEE(binary.LittleEndian.AppendUint32(nil, uint32(i))))
+	}
+	tree := write(t, map[string][]byte{"a": noise[:64<<10], "z": noise})
+	data, err := os.ReadFile(images.Build(t, images.NewestMkfs(t), nil, tree))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The superblock's size is trusted only as far as the device reaches: a
+	// reader that fails beyond a point is a device with bad blocks.
+	im, err := erofs.Open(badBlocks{bytes.NewReader(data), int64(len(data) - 4096)}, int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ix, files, r := build(t, im, int64(len(data)))
+	if len(files) != 2 || ix.Len() != 1 || r.Unreadable != 1 || !errors.Is(r.FirstError, errBadBlock) {
+		t.Errorf("%d files, %d hashed, result %+v: want one of two left out for %v", len(files), ix.Len(), r, errBadBlock)
+	}
+}
+
+var errBadBlock = errors.New("bad block")
+
+type badBlocks struct {
+	r    *bytes.Reader
+	from int64
+}
+
+func (b badBlocks) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > b.from {
+		return 0, errBadBlock
+	}
+	return b.r.ReadAt(p, off)
+}
