@@ -47,7 +47,7 @@ func newFakeStore() *fakeStore {
 func (s *fakeStore) Acquire(ctx context.Context, ref string, opts nodecache.AcquireOptions) (image, error) {
 	if s.acquire != nil {
 		if err := s.acquire(ctx, ref, opts); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("image %s: %w", ref, err)
 		}
 	}
 	s.mu.Lock()
@@ -65,8 +65,11 @@ func (s *fakeStore) Authorize(_ context.Context, ref string, config []byte) erro
 	s.mu.Lock()
 	s.authorized = append(s.authorized, string(config))
 	s.mu.Unlock()
-	if s.authorize != nil {
-		return s.authorize(ref, config)
+	if s.authorize == nil {
+		return nil
+	}
+	if err := s.authorize(ref, config); err != nil {
+		return fmt.Errorf("image %s: %w", ref, err)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"fmt"
 
 	"k8s.io/klog/v2"
 
@@ -137,7 +136,7 @@ func (m *volumeManager) create(ctx context.Context, req mountRequest) (err error
 		// An image that another pod's secret brought to the node is not
 		// thereby this pod's. Always asks the registry in Acquire.
 		if err := m.store.Authorize(ctx, req.Attributes.Image, req.DockerConfig); err != nil {
-			return fmt.Errorf("image %s: %w", req.Attributes.Image, hintSecret(err, req))
+			return hintSecret(err, req)
 		}
 	}
 	img, f, err := m.open(ctx, &u, req.VolumeID, req.Domain, req.Attributes.Image, nodecache.AcquireOptions{

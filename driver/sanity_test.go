@@ -10,50 +10,41 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
-	"k8s.io/klog/v2/ktesting"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
-// TestSanity runs csi-sanity against the three services on one socket.
+// TestSanity runs csi-sanity against the node plugin and the controller as
+// they are: two processes, a real image, real mounts.
 //
 // The suite asks for SINGLE_NODE_WRITER in all its calls, with no way to
 // configure it, and this driver refuses writers of persistent volumes. So the
 // client rewrites that one mode to SINGLE_NODE_READER_ONLY on its way to the
 // socket; the refusal itself is tested in TestAccessModes and TestBadInput.
 func TestSanity(t *testing.T) {
-	p := newPlugin(t)
-	p.stop()
-	runSanity(t, p.manager, p.dir, map[string]string{"image": "registry.example/a:1", "domain_id": "sanity"})
-	p.checkClean(t)
-}
+	n := newNode(t, "auto")
+	image := n.image(t, "a.erofs", images.TinyTree(t))
+	n.start(t)
+	controller := filepath.Join(n.dir, "controller.sock")
+	startChild(t, childConfig{Controller: true, Config: Config{Endpoint: controller}})
 
-func runSanity(t *testing.T, manager *volumeManager, dir string, parameters map[string]string) {
-	t.Helper()
-	_, ctx := ktesting.NewTestContext(t)
-	ctx, cancel := context.WithCancel(ctx)
-	socket := filepath.Join(dir, "sanity.sock")
-	ended := make(chan error, 1)
-	go func() {
-		ended <- serve(ctx, socket, func(server *grpc.Server) {
-			csi.RegisterIdentityServer(server, &identityService{version: "test", capabilities: pluginServices})
-			csi.RegisterControllerServer(server, newControllerService())
-			csi.RegisterNodeServer(server, &nodeService{nodeID: "node-1", volumes: manager})
-		})
-	}()
-	dial(t, socket)
-	config := sanity.NewTestConfig()
-	config.Address = "unix://" + socket
-	config.DialOptions = []grpc.DialOption{
+	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithAuthority("localhost"),
 		grpc.WithUnaryInterceptor(readOnlyModes),
 	}
-	config.TargetPath = filepath.Join(dir, "sanity-target")
-	config.StagingPath = filepath.Join(dir, "sanity-staging")
-	config.TestVolumeParameters = parameters
+	config := sanity.NewTestConfig()
+	config.Address, config.DialOptions = "unix://"+n.config.Endpoint, options
+	config.ControllerAddress, config.ControllerDialOptions = "unix://"+controller, options
+	config.TargetPath, config.StagingPath = n.path("sanity-target"), n.path("sanity-staging")
+	config.TestVolumeParameters = map[string]string{"image": image, "domain_id": "sanity"}
 	sanity.Test(t, config)
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
+
+	if mounts := n.volumeMounts(t); len(mounts) != 0 {
+		t.Errorf("mounts are left: %q", mounts)
+	}
+	if names := fileNames(t, filepath.Join(n.config.StateDir, "volumes")); len(names) != 0 {
+		t.Errorf("records are left: %q", names)
 	}
 }
 

@@ -27,15 +27,15 @@ func dockerConfig(secrets map[string]string) ([]byte, error) {
 	return []byte(config), nil
 }
 
-// hintSecret tells a user whom the registry refused for want of a secret which
-// field names one.
+// hintSecret tells a user whom the registry refused for want of a secret in
+// which field to name one.
 func hintSecret(err error, req mountRequest) error {
 	if !errors.Is(err, nodecache.ErrUnauthorized) || req.DockerConfig != nil {
 		return err
 	}
-	field := "nodeStageSecretRef of the PersistentVolume"
+	field := "the nodeStageSecretRef of the PersistentVolume"
 	if req.Ephemeral {
-		field = "nodePublishSecretRef of the inline volume"
+		field = "the nodePublishSecretRef of the inline volume"
 	}
-	return fmt.Errorf("%w (no pull secret was given: name one in %s)", err, field)
+	return fmt.Errorf("%w (in %s)", err, field)
 }

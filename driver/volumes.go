@@ -159,12 +159,12 @@ func (u *undo) end(ctx context.Context, err *error) {
 func (m *volumeManager) open(ctx context.Context, u *undo, volumeID, domain, ref string, opts nodecache.AcquireOptions) (image, front, error) {
 	img, err := m.pulls.acquire(ctx, volumeID, ref, opts)
 	if err != nil {
-		return nil, nil, fmt.Errorf("image %s: %w", ref, err)
+		return nil, nil, err
 	}
 	u.add(func(context.Context) error { img.Release(); return nil })
 	f, err := m.engine.Mount(ctx, domain, volumeID, img)
 	if err != nil {
-		return nil, nil, fmt.Errorf("image %s: %w", ref, err)
+		return nil, nil, err
 	}
 	u.add(f.Release)
 	logger := klog.FromContext(ctx)
