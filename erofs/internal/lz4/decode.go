@@ -41,7 +41,8 @@ type State struct {
 	phase  phase // what that byte is part of
 	code   int   // match length code of the token, from inLiterals on
 	lit    int   // literals left
-	match  int   // bytes left of the match
+	match  int   // bytes left of the match, as far as its length was read
+	long   bool  // more bytes of the match's length follow
 	offset int   // of the match: 1 <= offset <= MaxDistance
 }
 
@@ -212,23 +213,30 @@ func (s *State) sequence(dst []byte, di int, src []byte) (next int, more bool, e
 		}
 		s.offset = int(binary.LittleEndian.Uint16(src[s.in:]))
 		s.in += 2
-		if s.match = s.code; s.match == maxCode {
-			if s.match, s.in, ok = extend(src, s.in, s.match); !ok {
-				return di, false, ErrCorrupt
-			}
-		}
-		s.match += minMatch
+		s.match, s.long = s.code+minMatch, s.code == maxCode
 		s.phase = inMatch
 	}
 
 	if s.offset == 0 || s.offset > di {
 		return di, false, ErrCorrupt
 	}
-	n := min(s.match, len(dst)-di)
+	// No more of the length is read than dst has room for: the rest of src may
+	// be missing.
+	room := len(dst) - di
+	for s.long && s.match < room {
+		if s.in >= len(src) {
+			return di, false, ErrCorrupt
+		}
+		b := src[s.in]
+		s.in++
+		s.match += int(b)
+		s.long = b == 255
+	}
+	n := min(s.match, room)
 	copyMatch(dst, di, di-s.offset, n)
 	s.match -= n
 	di += n
-	if s.match > 0 {
+	if s.match > 0 || s.long {
 		return di, false, nil
 	}
 	s.phase = atToken

@@ -204,7 +204,9 @@ func TestDecodeHostile(t *testing.T) {
 		{"last sequence with a match", "\x11a", 100, 1, ErrCorrupt},
 		{"ends with a match", "\x10a\x01\x00", 100, 5, ErrCorrupt},
 		{"match to the cap exactly", "\x10a\x01\x00", 5, 5, nil},
-		{"match length cut off", "\x1fa\x01\x00" + ff(50), 100, 1, ErrCorrupt},
+		{"match length cut off", "\x1fa\x01\x00" + ff(50), 1 << 20, 1, ErrCorrupt},
+		{"match length cut off behind the cap", "\x1fa\x01\x00" + ff(2), 1 + 19 + 2*255, 1 + 19 + 2*255, nil},
+		{"match length cut off at the cap", "\x1fa\x01\x00" + ff(2), 1 + 19 + 2*255 + 1, 1, ErrCorrupt},
 		{"match length beyond the cap", "\x1fa\x01\x00" + ff(50) + "\x00", 100, 100, nil},
 		{"zeros", strings.Repeat("\x00", 4096), 4096, 0, ErrCorrupt},
 	}
@@ -298,11 +300,16 @@ func reference(src []byte, limit int) (out []byte, ok bool) {
 		if offset == 0 || offset > len(out) {
 			return out, false
 		}
-		n := length(token & 15)
-		if n < 0 {
-			return out, false
+		n := token&15 + 4
+		for more := n == 19; more && n < limit-len(out); {
+			b := next()
+			if b < 0 {
+				return out, false
+			}
+			n += b
+			more = b == 255
 		}
-		for n += 4; n > 0 && len(out) < limit; n-- {
+		for ; n > 0 && len(out) < limit; n-- {
 			out = append(out, out[len(out)-offset])
 		}
 	}
