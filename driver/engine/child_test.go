@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runChild mounts what config says, and lets go of it when stdin ends.
+// runChild mounts what config says. It lets go of the front whose number comes on
+// stdin, and of all when stdin ends.
 func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	ctx := context.Background()
 	var c childConfig
@@ -73,6 +75,7 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, e.Close(ctx)) }()
 	var report childReport
+	var fronts []*Front
 	for _, m := range c.Mounts {
 		img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
 		if err != nil {
@@ -82,23 +85,35 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img})
 		if err != nil {
 			report.Fronts = append(report.Fronts, childFront{Err: err.Error()})
+			fronts = append(fronts, nil)
 			continue
 		}
 		defer func() { err = errors.Join(err, f.Release(ctx)) }()
 		report.Fronts = append(report.Fronts, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()})
+		fronts = append(fronts, f)
 	}
 	if err := json.NewEncoder(stdout).Encode(report); err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, stdin)
-	return err
+	for lines := bufio.NewScanner(stdin); lines.Scan(); {
+		n, err := strconv.Atoi(lines.Text())
+		if err != nil {
+			return err
+		}
+		if err := fronts[n].Release(ctx); err != nil {
+			return err
+		}
+		fmt.Fprintln(stdout, "released")
+	}
+	return nil
 }
 
 // child is an engine's process.
 type child struct {
 	childReport
 	cmd    *exec.Cmd
-	stdin  io.Closer
+	stdin  io.WriteCloser
+	stdout *bufio.Reader
 	stderr *strings.Builder
 }
 
@@ -129,7 +144,8 @@ func startChild(t *testing.T, c childConfig) *child {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ch.stop(t) })
-	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+	ch.stdout = bufio.NewReader(stdout)
+	line, err := ch.stdout.ReadBytes('\n')
 	if err != nil {
 		ch.stop(t)
 		t.Fatalf("the engine's process ended early: %s", ch.stderr)
@@ -156,6 +172,17 @@ func (ch *child) stop(t *testing.T) {
 		t.Errorf("the engine's process: %v\n%s", err, ch.stderr)
 	}
 	ch.cmd = nil
+}
+
+// release lets go of the nth front.
+func (ch *child) release(t *testing.T, n int) {
+	t.Helper()
+	if _, err := fmt.Fprintln(ch.stdin, n); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ch.stdout.ReadString('\n'); err != nil {
+		t.Fatalf("release of mount %d: %v\n%s", n, err, ch.stderr)
+	}
 }
 
 // kill ends the engine by SIGKILL.

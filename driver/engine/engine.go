@@ -96,7 +96,8 @@ type Request struct {
 	// Domain is the set of volumes that may share memory. Empty: the volume shares
 	// with nobody but other mounts of the same VolumeID.
 	Domain string
-	// VolumeID names the volume; it matters only without a domain.
+	// VolumeID names the volume in the status and, without a domain, is what other
+	// mounts must have in common with it to share memory.
 	VolumeID string
 	// Image stays the caller's, to release after the front.
 	Image *nodecache.Image
@@ -114,7 +115,8 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
 	}
-	return &Front{engine: e, item: it, front: it.val}, nil
+	it.val.addUser(req.VolumeID)
+	return &Front{engine: e, item: it, front: it.val, volume: req.VolumeID}, nil
 }
 
 // domainKey keeps the names of domains and of volumes without one apart.
@@ -131,9 +133,9 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 	e.closed.Do(func() {
 		e.cancel()
 		e.status.close()
-		for _, h := range e.fronts.snapshot() {
-			klog.FromContext(ctx).Info("Front is still in use", "image", h.val.reference, "domain", h.val.domain.name)
-			err = errors.Join(err, e.unmakeFront(h.val))
+		for _, f := range e.fronts.snapshot() {
+			klog.FromContext(ctx).Info("Front is still in use", "image", f.reference, "domain", f.domain.name, "volumes", f.volumes())
+			err = errors.Join(err, e.unmakeFront(f))
 		}
 		err = errors.Join(err, e.indexes.wait(ctx), e.instance.remove(ctx))
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,9 @@ type front struct {
 	member     *share.Member
 	undo       []func() error // how to take the mounts away, the last made first
 	unmade     sync.Once
+
+	mu    sync.Mutex
+	users []string // volume ids, one for each hold; GUARDED_BY(mu)
 }
 
 // Front is a caller's hold on a front, until Release.
@@ -44,6 +48,7 @@ type Front struct {
 	engine *Engine
 	item   *item[frontKey, *front]
 	front  *front
+	volume string
 
 	once sync.Once
 	err  error
@@ -77,8 +82,34 @@ func (f *Front) Healthy() error { return f.front.domain.mount.Alive() }
 // should be gone: those that are not keep what is in memory, and get errors for
 // the rest.
 func (f *Front) Release(context.Context) error {
-	f.once.Do(func() { f.err = f.engine.fronts.release(f.item) })
+	f.once.Do(func() {
+		f.front.removeUser(f.volume)
+		f.err = f.engine.fronts.release(f.item)
+	})
 	return f.err
+}
+
+func (f *front) addUser(volume string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users = append(f.users, volume)
+}
+
+func (f *front) removeUser(volume string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i := slices.Index(f.users, volume); i >= 0 {
+		f.users = slices.Delete(f.users, i, i+1)
+	}
+}
+
+// volumes lists the volumes that show the front, in order, each once.
+func (f *front) volumes() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := slices.Clone(f.users)
+	slices.Sort(list)
+	return slices.Compact(list)
 }
 
 // makeFront mounts an image in a domain. What it did is undone when it fails.

@@ -96,27 +96,17 @@ func (p *pool[K, V]) drop(it *item[K, V]) (last bool) {
 	return it.refs == 0
 }
 
-// held is a thing in the pool and how many hold it.
-type held[V any] struct {
-	val  V
-	refs int
-}
-
 // snapshot returns what is made, but for what is just being made or unmade.
-func (p *pool[K, V]) snapshot() []held[V] {
+func (p *pool[K, V]) snapshot() []V {
 	p.mu.Lock()
 	items := slices.Collect(maps.Values(p.items))
-	refs := make([]int, len(items))
-	for i, it := range items {
-		refs[i] = it.refs
-	}
 	p.mu.Unlock()
-	var list []held[V]
-	for i, it := range items {
+	var list []V
+	for _, it := range items {
 		select {
 		case it.busy <- struct{}{}:
 			if it.made {
-				list = append(list, held[V]{it.val, refs[i]})
+				list = append(list, it.val)
 			}
 			<-it.busy
 		default:

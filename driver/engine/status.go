@@ -40,7 +40,9 @@ type FrontStatus struct {
 	Front  string `json:"front"`            // FrontOverlay or FrontTree
 	Reason string `json:"reason,omitempty"` // why it is no overlay
 	Target string `json:"target"`
-	Users  int    `json:"users"` // volumes, or pairs of the mount command
+	// Volumes are the ids of the volumes that show it, or the directories of the
+	// mount command.
+	Volumes []string `json:"volumes"`
 }
 
 // Status returns what the engine holds, without the bytes, which it does not know:
@@ -48,11 +50,10 @@ type FrontStatus struct {
 func (e *Engine) Status() Status {
 	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
 	byDomain := make(map[*domain][]FrontStatus)
-	for _, h := range e.fronts.snapshot() {
-		f := h.val
+	for _, f := range e.fronts.snapshot() {
 		byDomain[f.domain] = append(byDomain[f.domain], FrontStatus{
 			Image: f.reference, Digest: f.image.Digest(),
-			Front: f.kind, Reason: f.reason, Target: f.dir, Users: h.refs,
+			Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: f.volumes(),
 		})
 	}
 	for d, fronts := range byDomain {
