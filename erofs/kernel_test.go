@@ -60,6 +60,11 @@ var kernelCases = []kernelCase{
 	{name: "fingerprints-named", since: [2]int{1, 9}, opts: []string{"--xattr-inode-digest=user.fp"}, want: []erofs.DataLayout{erofs.FlatInline}, has: []string{"ishare_xattrs"}},
 	{name: "metadata-zone", since: [2]int{1, 9}, opts: []string{"--MZ=id"}, want: []erofs.DataLayout{erofs.FlatInline}},
 	{name: "root-xattr-size", since: [2]int{1, 9}, opts: []string{"--root-xattr-isize=4000"}, want: []erofs.DataLayout{erofs.FlatInline}},
+	{name: "lz4", opts: []string{"-zlz4"}, want: []erofs.DataLayout{erofs.CompressedCompact}},
+	{name: "lz4-legacy", opts: []string{"-zlz4", "-Elegacy-compress"}, want: []erofs.DataLayout{erofs.CompressedFull}},
+	{name: "lz4-big-pclusters", opts: []string{"-zlz4hc,9", "-C65536"}, want: []erofs.DataLayout{erofs.CompressedCompact}, has: []string{"big_pcluster"}},
+	{name: "lz4-block-512", since: [2]int{1, 6}, opts: []string{"-zlz4", "-b512"}, want: []erofs.DataLayout{erofs.CompressedCompact}},
+	{name: "lz4-directories", since: [2]int{1, 9}, opts: []string{"-zlz4", "--zD=1"}, want: []erofs.DataLayout{erofs.CompressedCompact}},
 	{name: "data-aligned", since: [2]int{1, 8}, opts: []string{"--dsunit=16", "--fsalignblks=32"}, want: []erofs.DataLayout{erofs.FlatInline}},
 }
 

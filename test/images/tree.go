@@ -55,7 +55,7 @@ func TinyTree(t testing.TB) string {
 	b.file("text", bytes.Repeat([]byte("EROFS "), 300))
 	b.file("block", b.random(4096))
 	b.file("dir/tail", b.random(4099))
-	for i := range 20 {
+	for i := range 8 {
 		b.file(fmt.Sprintf("dir/sub/f%02d", i), []byte{byte(i)})
 	}
 	b.check(os.Symlink("dir/tail", b.path("link")))
