@@ -75,12 +75,14 @@ func printStatus(out io.Writer, stateDir string, list []engine.Status) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "\nIMAGE\tDOMAIN\tFRONT\tUSERS\tWHY NOT OVERLAY")
+	fmt.Fprintln(w, "\nVOLUME\tIMAGE\tDOMAIN\tFRONT\tWHY NOT OVERLAY")
 	for _, s := range list {
 		for _, d := range s.Domains {
 			for _, f := range d.Fronts {
-				line := fmt.Sprintf("%s\t%s\t%s\t%d\t%s", printable(f.Image), domainName(d.Name), f.Front, f.Users, printable(f.Reason))
-				fmt.Fprintln(w, strings.TrimRight(line, "\t"))
+				for _, volume := range f.Volumes {
+					line := fmt.Sprintf("%s\t%s\t%s\t%s\t%s", printable(volume), printable(f.Image), domainName(d.Name), f.Front, printable(oneLine(f.Reason)))
+					fmt.Fprintln(w, strings.TrimRight(line, "\t"))
+				}
 			}
 		}
 	}
