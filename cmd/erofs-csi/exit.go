@@ -37,10 +37,10 @@ func (r *root) exitCode(err error) int {
 	}
 }
 
-// oneLine is the text of an error without line breaks; errors.Join puts one
-// between its parts, and an image may put anything into a name.
-func oneLine(err error) string {
-	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+// oneLine is a text, such as that of an error, without line breaks; errors.Join
+// puts one between its parts, and an image may put anything into a name.
+func oneLine(text string) string {
+	lines := strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' })
 	for i, l := range lines {
 		lines[i] = strings.TrimSpace(l)
 	}

@@ -28,6 +28,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitDone
 	}
-	fmt.Fprintln(stderr, "erofs-csi: "+oneLine(err))
+	fmt.Fprintln(stderr, "erofs-csi: "+oneLine(err.Error()))
 	return root.exitCode(err)
 }

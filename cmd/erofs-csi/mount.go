@@ -72,7 +72,7 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
 // runMount mounts all pairs, says so, and takes them down when ctx ends, or
 // those it had when one fails.
 func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) (err error) {
-	pairs, err := parsePairs(args)
+	pairs, err := parsePairs(f.stateDir, args)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 }
 
 // parsePairs checks every argument before anything is mounted.
-func parsePairs(args []string) ([]pair, error) {
+func parsePairs(stateDir string, args []string) ([]pair, error) {
 	pairs := make([]pair, 0, len(args)/2)
 	used := make(map[string]bool)
 	for i := 0; i < len(args); i += 2 {
@@ -110,7 +110,7 @@ func parsePairs(args []string) ([]pair, error) {
 		if err != nil {
 			return nil, err
 		}
-		dir, err := mountDirectory(args[i+1])
+		dir, err := mountDirectory(stateDir, args[i+1])
 		if err != nil {
 			return nil, err
 		}
@@ -168,7 +168,8 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	var m mounted
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.undo(context.WithoutCancel(ctx)))
+			_, undoErr := m.undo(context.WithoutCancel(ctx))
+			err = errors.Join(err, undoErr)
 		}
 	}()
 	if m.image, err = s.store.Acquire(ctx, p.image.ref, s.options); err != nil {
@@ -186,11 +187,13 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	return nil
 }
 
-// undo unmounts and releases what there is, in the reverse order.
-func (m *mounted) undo(ctx context.Context) error {
+// undo unmounts and releases what there is, in the reverse order. detached says
+// that the directory was in use, so that others of our mounts are busy, too.
+func (m *mounted) undo(ctx context.Context) (detached bool, err error) {
 	var errs []error
 	if m.target != nil {
 		errs = append(errs, m.target.unmount(ctx))
+		detached = m.target.detached
 	}
 	if m.front != nil {
 		errs = append(errs, m.front.Release(ctx))
@@ -198,16 +201,26 @@ func (m *mounted) undo(ctx context.Context) error {
 	if m.image != nil {
 		m.image.Release()
 	}
-	return errors.Join(errs...)
+	return detached, errors.Join(errs...)
 }
 
-// close takes everything down, the last mount first.
+// close takes everything down, the last mount first. Where a directory had to
+// be detached, the internal mounts that its users hold fail to unmount; they go
+// with this process, so that is told and no failure.
 func (s *mountServer) close(ctx context.Context) error {
 	var errs []error
+	anyDetached := false
 	for i := len(s.mounted) - 1; i >= 0; i-- {
-		errs = append(errs, s.mounted[i].undo(ctx))
+		detached, err := s.mounted[i].undo(ctx)
+		anyDetached = anyDetached || detached
+		errs = append(errs, err)
 	}
 	errs = append(errs, s.engine.Close(ctx), s.store.Close())
 	s.cleanup()
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err != nil && anyDetached {
+		klog.FromContext(ctx).Info("Internal mounts were busy at exit", "reason", oneLine(err.Error()))
+		return nil
+	}
+	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -133,8 +134,11 @@ func terminate(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Logf("stderr of %s:\n%s", args[0], s.stderr.Bytes())
 }
 
-// code N ARGS... runs erofs-csi and expects the exit code N, on success
-// nothing on stderr and else one line on it that begins with the command's
+// logLine is a line of klog's.
+var logLine = regexp.MustCompile(`(?m)^[IWE]\d{4} .*\n`)
+
+// code N ARGS... runs erofs-csi and expects the exit code N and, beside the log,
+// nothing on stderr on success and else one line that begins with the command's
 // name. Further checks go by stdout.txt and stderr.txt.
 func code(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
@@ -152,7 +156,7 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 	if got := fmt.Sprint(cmd.ProcessState.ExitCode()); got != args[0] {
 		ts.Fatalf("exit code %s, want %s", got, args[0])
 	}
-	text := stderr.String()
+	text := logLine.ReplaceAllString(stderr.String(), "")
 	if args[0] == "0" {
 		if text != "" {
 			ts.Fatalf("stderr of a success: %s", text)

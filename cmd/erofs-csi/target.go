@@ -25,12 +25,16 @@ type target struct {
 	dir    string
 	device uint64 // st_dev of the front's file system
 	record *targetRecord
+	// detached says that unmount found the directory in use. The front and the
+	// content mount then stay busy as well.
+	detached bool
 }
 
 // mountDirectory returns the absolute path without symbolic links of a
 // directory to mount onto. It takes away what a process that died has left
-// there: a FUSE mount without a server answers ENOTCONN to everything.
-func mountDirectory(name string) (string, error) {
+// there: a FUSE mount without a server, which answers ENOTCONN to everything,
+// or an overlay over one.
+func mountDirectory(stateDir, name string) (string, error) {
 	for range maxStacked {
 		_, err := os.Stat(name)
 		if !errors.Is(err, unix.ENOTCONN) {
@@ -53,14 +57,14 @@ func mountDirectory(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return filepath.Abs(dir)
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", err
+	}
+	return dir, detachLeftover(stateDir, dir)
 }
 
 // bindFront binds the front at source onto dir, read-only.
 func bindFront(stateDir, source, dir string) (*target, error) {
-	if err := detachLeftover(stateDir, dir); err != nil {
-		return nil, err
-	}
 	if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil {
 		return nil, fmt.Errorf("mount onto %s: %w", dir, mountHint(err))
 	}
@@ -117,6 +121,7 @@ func (t *target) unmount(ctx context.Context) error {
 			if err := unix.Unmount(t.dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
 				return fmt.Errorf("detach %s: %w", t.dir, err)
 			}
+			t.detached = true
 			break
 		}
 		time.Sleep(wait)

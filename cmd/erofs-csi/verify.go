@@ -34,7 +34,7 @@ exit code is 1. IMAGE is as for inspect.`,
 			if !errors.Is(finding, erofs.ErrUnsupported) {
 				fix = "the image is damaged, fetch or build it again"
 			}
-			fmt.Fprintf(out, "%s: %s\n", printable(path), printable(oneLine(finding)))
+			fmt.Fprintf(out, "%s: %s\n", printable(path), printable(oneLine(finding.Error())))
 		})
 		if err != nil {
 			return imageError(args[0], err)

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"unsafe"
 
@@ -17,21 +20,56 @@ const (
 	frameNumber  = 1<<55 - 1
 )
 
-// mapFrames maps the file and asks the kernel, by /proc/self/pagemap, which
-// physical pages it mapped. Zero is never one of a file.
-func mapFrames(file string) (found []uint64, unmap func(), err error) {
-	data, err := mapFile(file)
+// distinctPages maps every file of the first and then of the second tree, all at
+// once so that no page is freed in between, and counts the physical pages that
+// the kernel mapped: those of the first, and those that only the second has. It
+// is told in bytes.
+func distinctPages(ctx context.Context, dirs [2]string) (first, second int64, err error) {
+	pagemap, err := os.Open("/proc/self/pagemap")
 	if err != nil {
-		return nil, nil, err
+		return 0, 0, err
 	}
-	unmap = func() { _ = unix.Munmap(data) }
-	if found, err = framesOf(data); err != nil {
-		unmap()
-		return nil, nil, fmt.Errorf("physical pages of %s: %w", file, err)
+	defer func() { _ = pagemap.Close() }()
+	var maps [][]byte
+	defer func() {
+		for _, data := range maps {
+			_ = unix.Munmap(data)
+		}
+	}()
+	seen := make(map[uint64]bool)
+	var counts [2]int64
+	for i, dir := range dirs {
+		before := len(seen)
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !regular(d) {
+				return err
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			data, err := mapFile(path)
+			if err != nil || data == nil {
+				return err
+			}
+			maps = append(maps, data)
+			frames, err := framesOf(pagemap, data)
+			if err != nil {
+				return fmt.Errorf("physical pages of %s: %w", path, err)
+			}
+			for _, f := range frames {
+				seen[f] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return 0, 0, err
+		}
+		counts[i] = int64(len(seen)-before) * int64(os.Getpagesize())
 	}
-	return found, unmap, nil
+	return counts[0], counts[1], nil
 }
 
+// mapFile maps a whole file with all its pages; nil of an empty one.
 func mapFile(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -42,6 +80,9 @@ func mapFile(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if info.Size() == 0 {
+		return nil, nil
+	}
 	data, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("mmap %s: %w", file, err)
@@ -49,7 +90,9 @@ func mapFile(file string) ([]byte, error) {
 	return data, nil
 }
 
-func framesOf(data []byte) ([]uint64, error) {
+// framesOf returns the physical page number of every page of mapped data. Zero is
+// never one of a file.
+func framesOf(pagemap *os.File, data []byte) ([]uint64, error) {
 	page := os.Getpagesize()
 	var touched byte
 	for i := 0; i < len(data); i += page {
@@ -57,11 +100,6 @@ func framesOf(data []byte) ([]uint64, error) {
 	}
 	runtime.KeepAlive(touched)
 
-	pagemap, err := os.Open("/proc/self/pagemap")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = pagemap.Close() }()
 	entries := make([]byte, 8*((len(data)+page-1)/page))
 	start := uintptr(unsafe.Pointer(unsafe.SliceData(data))) / uintptr(page)
 	if _, err := pagemap.ReadAt(entries, int64(start)*8); err != nil {

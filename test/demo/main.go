@@ -3,7 +3,7 @@
 // mounts both, reads every file of both, and prints how much page cache the
 // first took and the second added: in one domain, without a domain, and with the
 // kernel's own EROFS. The figures are the kernel's (/proc/meminfo), checked by the
-// physical addresses of the pages of one file. `make run` runs it, as root.
+// physical addresses of the files' pages. `make run` runs it, as root.
 package main
 
 import (
@@ -74,5 +74,5 @@ func run(ctx context.Context, binary, tree, base string) (err error) {
 		results = append(results, r)
 	}
 	printTable(p, results)
-	return judge(results)
+	return judge(p, results)
 }

@@ -24,9 +24,6 @@ const (
 type pair struct {
 	tree   string
 	images [2]string
-	// probe is the path, within both, of a file whose content is the same and
-	// whose date is not.
-	probe string
 
 	files, changed, added, chmodded int
 	plain                           int64 // bytes of the pages of every file of both
@@ -56,9 +53,7 @@ func makePair(ctx context.Context, tree, work string) (*pair, error) {
 			return nil, err
 		}
 	}
-	if err := p.compare(versions); err != nil {
-		return nil, err
-	}
+	p.compare(versions)
 	return p, os.RemoveAll(dir)
 }
 
@@ -111,9 +106,8 @@ func appendLine(file, line string) error {
 	return f.Close()
 }
 
-// compare finds the probe and does the arithmetic of what sharing can save.
-func (p *pair) compare(versions [2]contents) error {
-	const probeMin, probeMax = 64 << 10, 4 << 20
+// compare does the arithmetic of what sharing can save.
+func (p *pair) compare(versions [2]contents) {
 	distinct := make(map[content]bool)
 	for _, v := range versions {
 		for _, c := range v {
@@ -124,16 +118,6 @@ func (p *pair) compare(versions [2]contents) error {
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(versions[0])) {
-		c := versions[0][name]
-		if c == versions[1][name] && c.size >= probeMin && c.size <= probeMax && (p.probe == "" || c.size > versions[0][p.probe].size) {
-			p.probe = name
-		}
-	}
-	if p.probe == "" {
-		return fmt.Errorf("%s has no file of %s to %s MiB to look at: name another tree with -tree", p.tree, mib(probeMin), mib(probeMax))
-	}
-	return nil
 }
 
 func (p *pair) print() {
