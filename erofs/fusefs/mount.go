@@ -72,6 +72,7 @@ func serverOptions() *fuse.MountOptions {
 		Name:                 "erofs-csi",
 		MaxWrite:             requestSize,
 		MaxBackground:        64,
+		DisableSplice:        true, // our replies are bytes in memory: the pipe would be in the way
 		EnableSymlinkCaching: true,
 		EnableAcl:            true,
 		// Nothing changes behind the kernel: it must not drop pages for a new mtime.
