@@ -108,7 +108,9 @@ func (m *zMapper) extent() (zExtent, error) {
 			return e, err
 		}
 		if l.head() {
-			e.end, e.whole = start+int64(l.ofs), true
+			// The last lcluster may have a head at the end of the file or behind it:
+			// mkfs.erofs puts it there to end the last extent.
+			e.end, e.whole = min(start+int64(l.ofs), in.Size), true
 			m.lcn, m.next = lcn, l
 			break
 		}
