@@ -28,7 +28,8 @@ func (h *handle) init(fd int) {
 func (h *handle) acquire() error {
 	for {
 		n := h.users.Load()
-		if n <= 0 {
+		// closed as well: readers that overlap could keep users up for ever.
+		if n <= 0 || h.closed.Load() {
 			return os.ErrClosed
 		}
 		if h.users.CompareAndSwap(n, n+1) {

@@ -87,7 +87,7 @@ func parseRemote(whole, s string, explicit bool) (reference, error) {
 	if !ok || host == "" || name == "" {
 		return reference{}, invalidReference(whole, "it has no registry host or no name")
 	}
-	if !explicit && host != "localhost" && !strings.ContainsAny(host, ".:") || strings.HasPrefix(host, ".") {
+	if !explicit && !looksLikeHost(host) || strings.HasPrefix(host, ".") {
 		return reference{}, invalidReference(whole, fmt.Sprintf("%q is not a registry host; a relative path is not allowed", redactUserinfo(host)))
 	}
 	r := reference{registry: host}
@@ -122,6 +122,10 @@ func parseRemote(whole, s string, explicit bool) (reference, error) {
 	return r, nil
 }
 
+func looksLikeHost(host string) bool {
+	return host == "localhost" || strings.ContainsAny(host, ".:")
+}
+
 // isPath tells whether the image is a file of the node.
 func (r reference) isPath() bool { return len(r.paths) > 0 }
 
@@ -148,12 +152,15 @@ func (r reference) withDigest(d digest.Digest) reference {
 	return r
 }
 
-// String is the full reference, for messages.
+// String is the full reference, which parses to the same.
 func (r reference) String() string {
 	if r.isPath() {
 		return strings.Join(r.paths, ",device=")
 	}
 	s := r.registry + "/" + r.repository
+	if !looksLikeHost(r.registry) {
+		s = "oci://" + s
+	}
 	if r.tag != "" {
 		s += ":" + r.tag
 	}
