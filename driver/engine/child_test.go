@@ -28,6 +28,7 @@ type childConfig struct {
 	CacheDir string
 	Front    string
 	Mounts   []childMount
+	Stress   int // rounds of mounting and releasing them in parallel, instead
 }
 
 type childMount struct {
@@ -75,6 +76,12 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, e.Close(ctx)) }()
 	var report childReport
+	if c.Stress > 0 {
+		for _, problem := range stress(ctx, e, store, c) {
+			report.Fronts = append(report.Fronts, childFront{Err: problem})
+		}
+		c.Mounts = nil
+	}
 	var fronts []*Front
 	for _, m := range c.Mounts {
 		img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
