@@ -64,8 +64,8 @@ func detachLeftover(stateDir, dir string) error {
 		return err
 	}
 	var r targetRecord
-	if json.Unmarshal(text, &r) != nil || r.Dir != dir {
-		return nil // cut off by a crash of the machine's last boot; it says nothing
+	if err := json.Unmarshal(text, &r); err != nil || r.Dir != dir {
+		return nil //nolint:nilerr // written only in part, when the process was killed
 	}
 	device, err := deviceOf(dir)
 	if err != nil || device != r.Device {

@@ -20,7 +20,7 @@ func main() {
 
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot()
+	root := newRoot() //nolint:contextcheck // commands take it from cobra
 	root.command.SetArgs(args)
 	root.command.SetOut(stdout)
 	root.command.SetErr(stderr)

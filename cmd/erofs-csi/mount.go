@@ -89,7 +89,7 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 	for _, p := range pairs {
 		if err := server.mount(ctx, p); err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // told to stop before all were mounted
+				return nil // told to stop before all were mounted
 			}
 			return err
 		}

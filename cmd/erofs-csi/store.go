@@ -78,5 +78,5 @@ func lockFree(file string) bool {
 		return os.IsNotExist(err)
 	}
 	defer func() { _ = f.Close() }()
-	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil //nolint:gosec // a descriptor fits an int
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
 }

@@ -30,4 +30,4 @@ func printable(s string) string {
 	return strconv.Quote(s)
 }
 
-func notNegative(n int64) uint64 { return uint64(max(n, 0)) } //nolint:gosec // not negative
+func notNegative(n int64) uint64 { return uint64(max(n, 0)) }
