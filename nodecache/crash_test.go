@@ -1,0 +1,5 @@
+package nodecache
+
+const crashEnv = "NODECACHE_TEST_CRASH"
+
+func crashChild() {}

@@ -1,0 +1,91 @@
+package nodecache
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// proxy stands before a registry and does to its answers what a test wants.
+type proxy struct {
+	host   string
+	server *httptest.Server
+	to     *http.Transport
+	stop   sync.Once
+
+	mu       sync.Mutex
+	requests []*http.Request // GUARDED_BY(mu)
+	// fault may answer a request itself, and then returns true. GUARDED_BY(mu)
+	fault func(w http.ResponseWriter, r *http.Request) bool
+}
+
+func newProxy(t testing.TB, host string) *proxy {
+	t.Helper()
+	p := &proxy{to: &http.Transport{DisableCompression: true}}
+	back := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: host})
+	back.Transport = p.to
+	p.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		p.requests = append(p.requests, r)
+		fault := p.fault
+		p.mu.Unlock()
+		if fault == nil || !fault(w, r) {
+			back.ServeHTTP(w, r)
+		}
+	}))
+	p.host = p.server.Listener.Addr().String()
+	t.Cleanup(p.close)
+	return p
+}
+
+func (p *proxy) close() {
+	p.stop.Do(func() {
+		p.server.CloseClientConnections()
+		p.server.Close()
+		p.to.CloseIdleConnections()
+	})
+}
+
+func (p *proxy) set(fault func(w http.ResponseWriter, r *http.Request) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault, p.requests = fault, nil
+}
+
+func (p *proxy) count() int { return len(p.seen("")) }
+
+// seen are the requests whose path holds part.
+func (p *proxy) seen(part string) []*http.Request {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var all []*http.Request
+	for _, r := range p.requests {
+		if strings.Contains(r.URL.Path, part) {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// onBlobs limits a fault to requests for blobs, onManifests to manifests.
+func onBlobs(f http.HandlerFunc) func(http.ResponseWriter, *http.Request) bool {
+	return onPath("/blobs/", f)
+}
+
+func onManifests(f http.HandlerFunc) func(http.ResponseWriter, *http.Request) bool {
+	return onPath("/manifests/", f)
+}
+
+func onPath(part string, f http.HandlerFunc) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, part) {
+			return false
+		}
+		f(w, r)
+		return true
+	}
+}
