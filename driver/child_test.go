@@ -60,7 +60,7 @@ func runChild(text string) error {
 	signal.Notify(asked, syscall.SIGUSR1)
 	go func() {
 		for range asked {
-			fmt.Println(runtime.NumGoroutine())
+			_, _ = fmt.Fprintln(os.Stdout, runtime.NumGoroutine())
 		}
 	}()
 	if c.Controller {
@@ -97,7 +97,7 @@ func startChild(t *testing.T, c childConfig) *child {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 	ch.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
 	ch.cmd.Stderr = log
 	out, err := ch.cmd.StdoutPipe()
@@ -136,17 +136,17 @@ func startChild(t *testing.T, c childConfig) *child {
 }
 
 // end ends the process by a signal. SIGTERM is an orderly end.
-func (ch *child) end(t *testing.T, signal syscall.Signal) {
+func (ch *child) end(t *testing.T, by syscall.Signal) {
 	t.Helper()
 	if ch.ended {
 		return
 	}
 	ch.ended = true
-	if err := ch.cmd.Process.Signal(signal); err != nil {
+	if err := ch.cmd.Process.Signal(by); err != nil {
 		t.Error(err)
 	}
 	err := ch.cmd.Wait()
-	if signal == syscall.SIGTERM && err != nil {
+	if by == syscall.SIGTERM && err != nil {
 		t.Errorf("the orderly end of the plugin: %v", err)
 	}
 }
@@ -186,14 +186,13 @@ type node struct {
 	config Config
 }
 
-// newNode makes a node. The paths are on a tmpfs: the store needs a file
-// system with room, the sockets a short path.
+// newNode makes a node.
 func newNode(t *testing.T, front string) *node {
 	t.Helper()
 	needMounts(t)
 	_, err := os.Stat("/dev/fuse")
 	images.Need(t, "/dev/fuse", err == nil)
-	dir, err := os.MkdirTemp("", "node")
+	dir, err := os.MkdirTemp("", "node") //nolint:usetesting // the path of a test with a long name is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

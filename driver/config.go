@@ -111,6 +111,9 @@ func (c *Config) checkNode() error {
 			return fmt.Errorf("%s %q: want an absolute path", d.what, d.path)
 		}
 	}
+	if p := c.KubeletRegistrationPath; p != "" && !filepath.IsAbs(p) {
+		return fmt.Errorf("kubelet registration path %q: want an absolute path", p)
+	}
 	for _, p := range c.AllowedPaths {
 		if !filepath.IsAbs(p) {
 			return fmt.Errorf("allowed path %q: want an absolute path", p)

@@ -61,7 +61,7 @@ func TestDeadMountIsUnpublished(t *testing.T) {
 	// Somebody uses it, so that it can only be detached.
 	fd, err := unix.Open(p.path("pod"), unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err == nil {
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 	}
 	if err := p.unpublish("v", "pod"); err != nil {
 		t.Error(err)

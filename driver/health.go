@@ -45,11 +45,8 @@ func (m *volumeManager) Health(ctx context.Context, volumeID string, paths ...st
 			return imageStats{}, condition{}, refuse(errVolumeNotFound, "volume %q is not mounted at %s", volumeID, path)
 		}
 	}
-	if err := m.usable(ctx, v); err != nil {
-		if v.broken != nil {
-			return stats, inaccessible("NotRebuilt", err), nil
-		}
-		return stats, inaccessible("EngineUnhealthy", err), nil
+	if c := m.frontHealth(ctx, v); c.abnormal() {
+		return stats, c, nil
 	}
 	for _, p := range places {
 		if len(paths) > 0 && !slices.Contains(paths, p.Path) {
@@ -60,6 +57,17 @@ func (m *volumeManager) Health(ctx context.Context, volumeID string, paths ...st
 		}
 	}
 	return stats, condition{}, nil
+}
+
+func (m *volumeManager) frontHealth(ctx context.Context, v *volume) condition {
+	why := m.usable(ctx, v)
+	switch {
+	case why == nil:
+		return condition{}
+	case v.broken != nil:
+		return inaccessible("NotRebuilt", why)
+	}
+	return inaccessible("EngineUnhealthy", why)
 }
 
 func (m *volumeManager) placeHealth(ctx context.Context, v *volume, p recordPath) condition {

@@ -47,20 +47,18 @@ type directory struct {
 
 // identify returns the directory that p names, which has no symbolic links.
 func (t mountTable) identify(p string) (directory, bool) {
-	best := -1
-	for i := range t {
-		mp := t[i].MountPoint
-		if (mp == p || mp == "/" || strings.HasPrefix(p, mp+"/")) &&
-			(best < 0 || len(mp) >= len(t[best].MountPoint)) {
-			best = i
+	var best mount.MountInfo
+	for _, m := range t {
+		mp := m.MountPoint
+		if (mp == p || mp == "/" || strings.HasPrefix(p, mp+"/")) && len(mp) >= len(best.MountPoint) {
+			best = m
 		}
 	}
-	if best < 0 {
+	if best.MountPoint == "" {
 		return directory{}, false
 	}
-	m := t[best]
-	below := strings.TrimPrefix(p, m.MountPoint)
-	return directory{m.Major, m.Minor, path.Join(m.Root, below)}, true
+	below := strings.TrimPrefix(p, best.MountPoint)
+	return directory{best.Major, best.Minor, path.Join(best.Root, below)}, true
 }
 
 // mountedBy reports whether m is a mount of exactly the directory d.

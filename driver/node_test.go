@@ -229,20 +229,24 @@ func TestPublishRefusals(t *testing.T) {
 			r.VolumeCapability = reader("uid=0")
 		}, codes.InvalidArgument, []string{`"uid=0"`}},
 		{"file at the target", func(t *testing.T, _ *plugin, r *csi.NodePublishVolumeRequest) {
+			t.Helper()
 			writeFile(t, r.TargetPath)
 		}, codes.FailedPrecondition, []string{"in use", "file"}},
 		{"link at the target", func(t *testing.T, p *plugin, r *csi.NodePublishVolumeRequest) {
+			t.Helper()
 			if err := os.Symlink(p.dir, r.TargetPath); err != nil {
 				t.Fatal(err)
 			}
 		}, codes.FailedPrecondition, []string{"in use", "symbolic link"}},
 		{"files in the target", func(t *testing.T, _ *plugin, r *csi.NodePublishVolumeRequest) {
+			t.Helper()
 			if err := os.Mkdir(r.TargetPath, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			writeFile(t, filepath.Join(r.TargetPath, "x"))
 		}, codes.FailedPrecondition, []string{"in use", "not empty"}},
 		{"mount at the target", func(t *testing.T, _ *plugin, r *csi.NodePublishVolumeRequest) {
+			t.Helper()
 			if err := os.Mkdir(r.TargetPath, 0o700); err != nil {
 				t.Fatal(err)
 			}

@@ -155,13 +155,14 @@ func inUse(what, path string, m mount.MountInfo) error {
 }
 
 func kind(info os.FileInfo) string {
-	switch info.Mode().Type() {
-	case 0:
+	switch mode := info.Mode(); {
+	case mode.IsRegular():
 		return "file"
-	case fs.ModeSymlink:
+	case mode.Type() == fs.ModeSymlink:
 		return "symbolic link"
+	default:
+		return "special file"
 	}
-	return "special file"
 }
 
 // clear unmounts all that is mounted at path. Mounts are detached lazily only

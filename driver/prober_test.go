@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -14,8 +15,9 @@ import (
 func TestProberGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProber(5 * time.Second)
-		asked, hung := 0, make(chan struct{})
-		question := func() (int, error) { asked++; <-hung; return 42, nil }
+		var asked atomic.Int32
+		hung := make(chan struct{})
+		question := func() (int, error) { asked.Add(1); <-hung; return 42, nil }
 		for range 3 {
 			start := time.Now()
 			_, err := ask(context.Background(), p, "q", question)
@@ -28,8 +30,8 @@ func TestProberGivesUp(t *testing.T) {
 		if _, err := ask(ctx, p, "q", question); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want the context's error", err)
 		}
-		if asked != 1 {
-			t.Errorf("asked %d times", asked)
+		if n := asked.Load(); n != 1 {
+			t.Errorf("asked %d times", n)
 		}
 		if got, err := ask(context.Background(), p, "other", func() (string, error) { return "ok", nil }); got != "ok" || err != nil {
 			t.Errorf("another question: %q, %v", got, err)

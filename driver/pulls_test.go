@@ -12,8 +12,15 @@ import (
 
 const imageARef = "registry.example/a:1"
 
+// slowCase is what the tests of slowPull work with.
+type slowCase struct {
+	*pulls
+	store *fakeStore
+	short context.Context // has ended
+}
+
 // slowPull is a store whose pulls take a minute, and a caller with a second.
-func slowPull(t *testing.T, run func(p *pulls, store *fakeStore, short context.Context)) {
+func slowPull(t *testing.T, run func(c slowCase)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		store := newFakeStore()
@@ -32,7 +39,7 @@ func slowPull(t *testing.T, run func(p *pulls, store *fakeStore, short context.C
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want the deadline", err)
 		}
-		run(p, store, short)
+		run(slowCase{p, store, short})
 		synctest.Wait()
 		if len(p.running) != 0 || store.pinned() != 0 {
 			t.Errorf("%d pulls, %d pins are left", len(p.running), store.pinned())
@@ -41,23 +48,23 @@ func slowPull(t *testing.T, run func(p *pulls, store *fakeStore, short context.C
 }
 
 func TestPullIsJoined(t *testing.T) {
-	slowPull(t, func(p *pulls, store *fakeStore, _ context.Context) {
+	slowPull(t, func(c slowCase) {
 		start := time.Now()
-		img, err := p.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{})
-		if err != nil || time.Since(start) != 59*time.Second || store.acquired != 1 {
-			t.Fatalf("%v after %s and %d pulls", err, time.Since(start), store.acquired)
+		img, err := c.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{})
+		if err != nil || time.Since(start) != 59*time.Second || c.store.acquired != 1 {
+			t.Fatalf("%v after %s and %d pulls", err, time.Since(start), c.store.acquired)
 		}
 		img.Release()
 	})
 }
 
 func TestPullWaitsForTheNextCall(t *testing.T) {
-	slowPull(t, func(p *pulls, store *fakeStore, _ context.Context) {
+	slowPull(t, func(c slowCase) {
 		time.Sleep(time.Minute + pullLinger - 2*time.Second)
 		start := time.Now()
-		img, err := p.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{})
-		if err != nil || time.Since(start) != 0 || store.acquired != 1 {
-			t.Fatalf("%v after %s and %d pulls", err, time.Since(start), store.acquired)
+		img, err := c.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{})
+		if err != nil || time.Since(start) != 0 || c.store.acquired != 1 {
+			t.Fatalf("%v after %s and %d pulls", err, time.Since(start), c.store.acquired)
 		}
 		img.Release()
 	})
@@ -65,29 +72,29 @@ func TestPullWaitsForTheNextCall(t *testing.T) {
 
 func TestPullIsGivenUp(t *testing.T) {
 	t.Run("nobody comes", func(t *testing.T) {
-		slowPull(t, func(*pulls, *fakeStore, context.Context) { time.Sleep(time.Minute + pullLinger) })
+		slowPull(t, func(slowCase) { time.Sleep(time.Minute + pullLinger) })
 	})
 	t.Run("cancelled while it runs", func(t *testing.T) {
-		slowPull(t, func(p *pulls, _ *fakeStore, _ context.Context) { p.cancel("v") })
+		slowPull(t, func(c slowCase) { c.cancel("v") })
 	})
 	t.Run("cancelled when it is done", func(t *testing.T) {
-		slowPull(t, func(p *pulls, _ *fakeStore, _ context.Context) {
+		slowPull(t, func(c slowCase) {
 			time.Sleep(2 * time.Minute)
-			p.cancel("v")
+			c.cancel("v")
 		})
 	})
 	t.Run("another secret", func(t *testing.T) {
-		slowPull(t, func(p *pulls, store *fakeStore, _ context.Context) {
-			img, err := p.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{DockerConfig: []byte("{}")})
-			if err != nil || store.acquired != 1 {
-				t.Fatalf("%v, %d pulls ended well", err, store.acquired)
+		slowPull(t, func(c slowCase) {
+			img, err := c.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{DockerConfig: []byte("{}")})
+			if err != nil || c.store.acquired != 1 {
+				t.Fatalf("%v, %d pulls ended well", err, c.store.acquired)
 			}
 			img.Release()
 		})
 	})
 	t.Run("the late call is late again", func(t *testing.T) {
-		slowPull(t, func(p *pulls, _ *fakeStore, short context.Context) {
-			if _, err := p.acquire(short, "v", imageARef, nodecache.AcquireOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+		slowPull(t, func(c slowCase) {
+			if _, err := c.acquire(c.short, "v", imageARef, nodecache.AcquireOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("got %v, want the deadline", err)
 			}
 			time.Sleep(time.Minute + pullLinger)
@@ -96,9 +103,9 @@ func TestPullIsGivenUp(t *testing.T) {
 }
 
 func TestFailedPullIsForgotten(t *testing.T) {
-	slowPull(t, func(p *pulls, store *fakeStore, _ context.Context) {
-		store.set(imageARef, "")
-		_, err := p.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{})
+	slowPull(t, func(c slowCase) {
+		c.store.set(imageARef, "")
+		_, err := c.acquire(context.Background(), "v", imageARef, nodecache.AcquireOptions{})
 		if !errors.Is(err, nodecache.ErrNotFound) {
 			t.Errorf("got %v", err)
 		}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -346,6 +348,49 @@ func TestSickFrontIsReplaced(t *testing.T) {
 	}
 	if h := p.health(t, "v"); h != "" {
 		t.Errorf("health after the repair: %s", h)
+	}
+}
+
+// TestMountWithoutItsFlagsIsMadeAgain: a crash can fall between a bind and the
+// setting of its flags.
+func TestMountWithoutItsFlagsIsMadeAgain(t *testing.T) {
+	p := newPlugin(t)
+	p.mustStage(t, "v")
+	p.mustPublish(t, "v", "pod")
+	for _, place := range []string{"staging-v", "pod"} {
+		if err := unix.Mount("", p.path(place), "", unix.MS_BIND|unix.MS_REMOUNT, ""); err != nil {
+			t.Fatal(err)
+		}
+		if h := p.health(t, "v"); h != "INACCESSIBLE OtherMount" {
+			t.Errorf("health %q", h)
+		}
+	}
+	p.mustPublish(t, "v", "pod")
+	p.mustStage(t, "v")
+	if h := p.health(t, "v"); h != "" {
+		t.Errorf("health after the repair: %s", h)
+	}
+	if mounts := mountsBelow(t, p.dir); len(mounts) != 2 {
+		t.Errorf("mounts %q, want two", mounts)
+	}
+}
+
+// TestRecordPrecedesItsMount: whatever is mounted is in a record already, so
+// that a crash at any moment leaves no mount that nobody knows.
+func TestRecordPrecedesItsMount(t *testing.T) {
+	p := newPlugin(t)
+	var unknown []string
+	p.mounts.bind = func(target string) error {
+		r, err := p.manager.saved.read(p.manager.saved.file("v"))
+		if err != nil || !slices.ContainsFunc(r.paths(), func(o recordPath) bool { return o.Path == target }) {
+			unknown = append(unknown, target)
+		}
+		return nil
+	}
+	p.mustStage(t, "v")
+	p.mustPublish(t, "v", "pod")
+	if len(unknown) != 0 {
+		t.Errorf("mounted without a record: %q", unknown)
 	}
 }
 

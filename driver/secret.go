@@ -11,7 +11,7 @@ import (
 )
 
 // secretKey is the key of a Secret of type kubernetes.io/dockerconfigjson.
-const secretKey = ".dockerconfigjson"
+const secretKey = ".dockerconfigjson" // #nosec G101 -- the name of a key
 
 // dockerConfig returns the pull secret of a request, nil without one.
 func dockerConfig(secrets map[string]string) ([]byte, error) {

@@ -133,6 +133,7 @@ func TestNodeConfig(t *testing.T) {
 		"long node id":          func(c *Config) { c.NodeID = strings.Repeat("n", 257) },
 		"relative cache":        func(c *Config) { c.CacheDir = "cache" },
 		"relative state":        func(c *Config) { c.StateDir = "state" },
+		"relative registration": func(c *Config) { c.KubeletRegistrationPath = "csi.sock" },
 		"unknown front":         func(c *Config) { c.Front = "kernel" },
 		"relative allowed path": func(c *Config) { c.AllowedPaths = []string{"/images", "images"} },
 	} {
