@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"reflect"
 	"testing"
 
 	"github.com/erofs-csi/erofs-csi/test/images"
@@ -73,39 +74,50 @@ func BenchmarkPlainCompressed(b *testing.B) {
 
 // TestSequentialReadsOnce reads a file of large pclusters in small steps: the
 // bytes read from the device stay near the size of the pclusters, because a
-// stream is kept from one step to the next.
+// stream is kept from one step to the next. All reads are fit for O_DIRECT.
 func TestSequentialReadsOnce(t *testing.T) {
-	data := zBytes(t, images.NewestMkfs(t), "-zlz4", "-C1048576")
-	im := openBytes(t, data)
-	counter := &countingReader{r: bytes.NewReader(data)}
-	im.r = counter
-	var in *Inode
-	if err := im.Walk(func(name string, i *Inode) error {
-		if name == "program" {
-			in = i
-		}
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	counter.n = 0
-	p := make([]byte, 64<<10)
-	for off := int64(0); off < in.Size; off += int64(len(p)) {
-		if _, err := in.ReadAt(p, off); err != nil && err != io.EOF {
+	for _, size := range []string{"-C4096", "-C65536", "-C1048576"} {
+		data := zBytes(t, images.NewestMkfs(t), "-zlz4", size)
+		im := openBytes(t, data)
+		device := &alignedReader{t: t, r: bytes.NewReader(data)}
+		im.r = device // metadata are read by the cache's own reader
+		var in *Inode
+		if err := im.Walk(func(name string, i *Inode) error {
+			if name == "program" {
+				in = i
+			}
+			return nil
+		}); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if most := in.Size * 5 / 4; counter.n == 0 || counter.n > most {
-		t.Errorf("read %d bytes from the device for a file of %d, compressed", counter.n, in.Size)
+		p := make([]byte, 64<<10)
+		for off := int64(0); off < in.Size; off += int64(len(p)) {
+			if _, err := in.ReadAt(p, off); err != nil && err != io.EOF {
+				t.Fatal(err)
+			}
+		}
+		if device.bytes == 0 || device.bytes > in.Size*5/4 {
+			t.Errorf("%s: read %d bytes from the device for a file of %d, compressed", size, device.bytes, in.Size)
+		}
+		if most := in.Size>>12 + 1; device.calls > most {
+			t.Errorf("%s: %d reads for a file of %d bytes", size, device.calls, in.Size)
+		}
 	}
 }
 
-type countingReader struct {
-	r *bytes.Reader
-	n int64
+// alignedReader is a device that takes only what O_DIRECT takes.
+type alignedReader struct {
+	t     *testing.T
+	r     *bytes.Reader
+	bytes int64
+	calls int64
 }
 
-func (c *countingReader) ReadAt(p []byte, off int64) (int, error) {
-	c.n += int64(len(p))
-	return c.r.ReadAt(p, off)
+func (a *alignedReader) ReadAt(p []byte, off int64) (int, error) {
+	a.bytes += int64(len(p))
+	a.calls++
+	if address := reflect.ValueOf(p).Pointer(); (uintptr(off)|uintptr(len(p))|address)%4096 != 0 {
+		a.t.Errorf("read of %d bytes at %d to %#x is not aligned", len(p), off, address)
+	}
+	return a.r.ReadAt(p, off)
 }

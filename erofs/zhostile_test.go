@@ -134,6 +134,7 @@ func TestHostileCompressed(t *testing.T) {
 // TestCompressedUnsupported sets the bits of what is not supported: each is
 // refused by its name.
 func TestCompressedUnsupported(t *testing.T) {
+	built := map[string][]byte{}
 	for _, tt := range []struct {
 		layout DataLayout
 		opt    string
@@ -150,7 +151,10 @@ func TestCompressedUnsupported(t *testing.T) {
 		{CompressedCompact, "-zlz4", 7, 1, "logical clusters of 2 blocks"},
 		{CompressedFull, "-Elegacy-compress", 4, disk.AdviseExtents, "encoded extents"},
 	} {
-		data := zBytes(t, images.NewestMkfs(t), "-zlz4", tt.opt)
+		if built[tt.opt] == nil {
+			built[tt.opt] = zBytes(t, images.NewestMkfs(t), "-zlz4", tt.opt)
+		}
+		data := bytes.Clone(built[tt.opt])
 		found := false
 		err := openBytes(t, data).Walk(func(_ string, in *Inode) error {
 			if found || in.Layout != tt.layout {

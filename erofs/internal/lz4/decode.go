@@ -128,11 +128,15 @@ func decodeFast(dst, src []byte, si, di int) (int, int) {
 			switch {
 			case offset >= 16:
 				*(*[16]byte)(dst[d:]) = *(*[16]byte)(dst[m:])
-				*(*[8]byte)(dst[d+16:]) = *(*[8]byte)(dst[m+16:])
+				if length > 16 {
+					*(*[8]byte)(dst[d+16:]) = *(*[8]byte)(dst[m+16:])
+				}
 			case offset >= 8:
 				*(*[8]byte)(dst[d:]) = *(*[8]byte)(dst[m:])
-				*(*[8]byte)(dst[d+8:]) = *(*[8]byte)(dst[m+8:])
-				*(*[8]byte)(dst[d+16:]) = *(*[8]byte)(dst[m+16:])
+				if length > 8 {
+					*(*[8]byte)(dst[d+8:]) = *(*[8]byte)(dst[m+8:])
+					*(*[8]byte)(dst[d+16:]) = *(*[8]byte)(dst[m+16:])
+				}
 			default:
 				v := binary.LittleEndian.Uint64(dst[m:]) & mask[offset&7] * spread[offset&7]
 				step := stride[offset&7]
