@@ -2,12 +2,14 @@ package erofs
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
 	"github.com/erofs-csi/erofs-csi/test/images"
@@ -54,8 +56,13 @@ func exercise(t *testing.T, b []byte) (failures int) {
 	if limit := len(b)/13*maxCompression + 1; entries > limit {
 		t.Errorf("%d entries in an image of %d bytes", entries, len(b))
 	}
-	_, err = Verify(t.Context(), im, func(path string, err error) { check("verify "+path, err) })
-	check("verify", err)
+	// Inodes can claim any amount of the same data, so time is given.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err = Verify(ctx, im, func(path string, err error) { check("verify "+path, err) })
+	if !errors.Is(err, context.DeadlineExceeded) {
+		check("verify", err)
+	}
 	return failures
 }
 

@@ -17,6 +17,7 @@ type VerifyStats struct {
 	Bytes        uint64 `json:"bytes"`        // of file data that was read, without holes
 	Holes        uint64 `json:"holes"`        // bytes of file data that are stored nowhere
 	Fingerprints uint64 `json:"fingerprints"` // of the image itself, that were compared
+	Uncompared   uint64 `json:"uncompared"`   // fingerprints of files with too large holes
 	Findings     uint64 `json:"findings"`
 }
 
@@ -26,15 +27,16 @@ type VerifyStats struct {
 // itself carries. It goes on after a finding, which it reports with the path
 // and an error of this package or of the device.
 //
-// The time it takes is bounded for the directories by the size of the image,
-// for the data only by what the inodes claim: many can name the same blocks.
-// It ends early with ctx.
+// The time it takes is bounded by the size of the image for directories and
+// holes, but for data only by what the inodes claim: many can name the same
+// blocks. It ends early with ctx.
 //
 // Errors: only ctx.Err(); all else is reported.
 func Verify(ctx context.Context, im *Image, report func(path string, err error)) (VerifyStats, error) {
 	v := verifier{
 		ctx: ctx, im: im, visit: newTraversal(im), report: report,
 		done: make(map[uint64]struct{}), buf: make([]byte, verifyChunk),
+		zeros: im.size*maxCompression + verifyZeros,
 	}
 	if err := im.CheckDevices(); err != nil {
 		v.finding(".", err)
@@ -48,8 +50,13 @@ func Verify(ctx context.Context, im *Image, report func(path string, err error))
 	return v.stats, ctx.Err()
 }
 
-// verifyChunk is how many bytes of file data are read at once.
-const verifyChunk = 1 << 20
+const (
+	// verifyChunk is how many bytes of file data are read at once.
+	verifyChunk = 1 << 20
+	// verifyZeros is how many bytes of holes are hashed for fingerprints in any
+	// image, in addition to what a compressed image could hold.
+	verifyZeros = 64 << 20
+)
 
 type verifier struct {
 	ctx    context.Context
@@ -58,6 +65,7 @@ type verifier struct {
 	report func(path string, err error)
 	done   map[uint64]struct{} // nids of inodes that were checked, but directories
 	buf    []byte
+	zeros  int64 // bytes of holes that may still be hashed
 	stats  VerifyStats
 }
 
@@ -150,18 +158,16 @@ func (v *verifier) data(path string, in *Inode) {
 	if err != nil {
 		v.finding(path, err)
 	}
-	var sum hash.Hash
+	var sum hash.Hash // nil when there is nothing to compare
 	if ok {
 		sum = sha256.New()
 	}
 	for off := int64(0); off < in.Size && v.ctx.Err() == nil; {
 		e, err := in.Extent(off)
-		if err == nil {
-			if e.Hole {
-				v.hole(sum, e.Len)
-			} else {
-				err = v.extent(in, sum, e)
-			}
+		if err == nil && e.Hole {
+			sum = v.hole(sum, e.Len)
+		} else if err == nil {
+			err = v.extent(in, sum, e)
 		}
 		if err != nil {
 			v.finding(path, err)
@@ -169,7 +175,7 @@ func (v *verifier) data(path string, in *Inode) {
 		}
 		off += e.Len
 	}
-	if !ok || v.ctx.Err() != nil {
+	if sum == nil || v.ctx.Err() != nil {
 		return
 	}
 	v.stats.Fingerprints++
@@ -194,16 +200,23 @@ func (v *verifier) extent(in *Inode, sum hash.Hash, e Extent) error {
 	return nil
 }
 
-// hole adds n zero bytes to the hash, if there is one.
-func (v *verifier) hole(sum hash.Hash, n int64) {
+// hole adds n zero bytes to the hash, if there is one. It returns nil instead
+// of the hash when those are more than may be hashed.
+func (v *verifier) hole(sum hash.Hash, n int64) hash.Hash {
 	v.stats.Holes += uint64(n)
 	if sum == nil {
-		return
+		return nil
 	}
+	if n > v.zeros {
+		v.stats.Uncompared++
+		return nil
+	}
+	v.zeros -= n
 	clear(v.buf)
 	for n > 0 && v.ctx.Err() == nil {
 		k := min(n, verifyChunk)
 		sum.Write(v.buf[:k])
 		n -= k
 	}
+	return sum
 }

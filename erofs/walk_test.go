@@ -196,6 +196,14 @@ func TestVerifyFingerprint(t *testing.T) {
 		!strings.HasPrefix(found[0], "forged") {
 		t.Errorf("%+v, %v, %q", stats, err, found)
 	}
+	// One that would take years to compute is left out.
+	c.put(c.at(craftFile)+0x08, uint64(1<<62)) // i_size
+	c.put(c.at(craftFile)+0x06, uint16(1<<16-1))
+	c.put(c.at(craftFile)+0x10, uint32(1<<32-1))
+	stats, err = Verify(t.Context(), c.mustOpen(), func(path string, err error) { t.Errorf("%s: %v", path, err) })
+	if err != nil || stats.Fingerprints != 0 || stats.Uncompared != 1 {
+		t.Errorf("%+v, %v", stats, err)
+	}
 }
 
 // Holes as large as numbers go cost Verify nothing.
