@@ -32,6 +32,7 @@ func TestMount(t *testing.T) {
 	images.Need(t, "root", os.Geteuid() == 0)
 	_, err := os.Stat("/dev/fuse")
 	images.Need(t, "/dev/fuse", err == nil)
+	needPrograms(t, "docker-registry", "htpasswd")
 	runScripts(t, "testdata/mount")
 }
 
@@ -49,6 +50,10 @@ func runScripts(t *testing.T, dir string) {
 			"code":      code,
 			"mounted":   mountedCommand,
 			"flip":      flip,
+
+			"startRegistry": startRegistry,
+			"stopRegistry":  stopRegistry,
+			"push":          push,
 		},
 	})
 }

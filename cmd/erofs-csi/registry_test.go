@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/rogpeppe/go-internal/testscript"
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+)
+
+// The user of a registry with authentication.
+const registryUser, registryPassword = "user", "secret"
+
+// startRegistry NAME [auth] starts Debian's docker-registry on a free port and
+// sets $NAME to its host:port. With auth it wants registryUser, and
+// $NAME.json is a dockerconfigjson with the password. stopRegistry NAME stops
+// it.
+func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: startRegistry NAME [auth]")
+	}
+	name, dir := args[0], ts.MkAbs(args[0]+"-registry")
+	ts.Check(os.Mkdir(dir, 0o700))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	host := l.Addr().String()
+	ts.Check(l.Close())
+	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", dir, host)
+	if len(args) == 2 {
+		users, err := exec.Command("htpasswd", "-Bbn", registryUser, registryPassword).Output()
+		ts.Check(err)
+		ts.Check(os.WriteFile(dir+".users", users, 0o600))
+		config += fmt.Sprintf("auth: {htpasswd: {realm: test, path: %s.users}}\n", dir)
+		ts.Check(os.WriteFile(ts.MkAbs(name+".json"), fmt.Appendf(nil,
+			`{"auths": {%q: {"username": %q, "password": %q}}}`, host, registryUser, registryPassword), 0o600))
+	}
+	ts.Check(os.WriteFile(dir+".yml", []byte(config), 0o600))
+	s := &served{cmd: exec.Command("docker-registry", "serve", dir+".yml")}
+	s.cmd.Stderr = &s.stderr
+	ts.Check(s.cmd.Start())
+	ts.Value(servedKey{}).(map[string]*served)["registry "+name] = s
+	ts.Setenv(name, host)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("tcp", host)
+		if err == nil {
+			ts.Check(c.Close())
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("docker-registry does not answer: %v", err)
+		}
+	}
+}
+
+func stopRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: stopRegistry NAME")
+	}
+	running := ts.Value(servedKey{}).(map[string]*served)
+	s := running["registry "+args[0]]
+	if s == nil {
+		ts.Fatalf("no registry %s", args[0])
+	}
+	delete(running, "registry "+args[0])
+	ts.Check(s.cmd.Process.Kill())
+	_ = s.cmd.Wait() // killed
+}
+
+// push FILE REFERENCE pushes an artifact with one EROFS layer, as `oras push`
+// makes it.
+func push(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: push FILE REFERENCE")
+	}
+	ctx := context.Background()
+	image, err := os.ReadFile(ts.MkAbs(filepath.Clean(args[0])))
+	ts.Check(err)
+	repo, err := remote.NewRepository(args[1])
+	ts.Check(err)
+	repo.PlainHTTP = true
+	repo.Client = &auth.Client{
+		Cache:      auth.NewCache(),
+		Credential: auth.StaticCredential(repo.Reference.Registry, auth.Credential{Username: registryUser, Password: registryPassword}),
+	}
+	layer := content.NewDescriptorFromBytes("application/vnd.erofs.layer.v1", image)
+	ts.Check(repo.Push(ctx, layer, bytes.NewReader(image)))
+	manifest, err := oras.PackManifest(ctx, repo, oras.PackManifestVersion1_1, "application/vnd.erofs",
+		oras.PackManifestOptions{Layers: []ocispec.Descriptor{layer}})
+	ts.Check(err)
+	ts.Check(repo.Tag(ctx, manifest, repo.Reference.Reference))
+}
