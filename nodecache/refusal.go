@@ -106,6 +106,9 @@ func (r *registryClient) describe(err error) string {
 		err = failed.Err
 		failed = nil
 	}
+	if errors.Is(err, io.EOF) {
+		return "the connection was closed without an answer"
+	}
 	return tidy(r.scrub(err.Error()))
 }
 
