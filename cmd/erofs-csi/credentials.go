@@ -26,7 +26,7 @@ func registryCredentials() ([]byte, error) {
 		}
 		file, named = filepath.Join(home, ".docker", "config.json"), ""
 	}
-	config, err := os.ReadFile(file) //nolint:gosec // the user names their own file
+	config, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) && named == "" {
 		return nil, nil
 	}

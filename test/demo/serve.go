@@ -50,7 +50,7 @@ func (m *machine) serve(ctx context.Context, flags ...string) (*mounts, error) {
 		args = append(args, m.pair.images[i], dir)
 	}
 	// Not CommandContext: its end is SIGKILL, which leaves dead mounts.
-	cmd := exec.Command(m.binary, args...) //nolint:noctx // see above
+	cmd := exec.Command(m.binary, args...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	// A Ctrl-C at the terminal goes to this program alone, which ends the server.
