@@ -54,9 +54,9 @@ test-race: ## The same under the race detector (needs a C compiler)
 	@CI=$${CI:-$(ROOT_CI)} CGO_ENABLED=1 $(GO) test -race -p 1 -timeout $(TIMEOUT) $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: bench
-bench: build ## Compare with the kernel's EROFS: speed and page cache (root)
+bench: build ## Compare with the kernel's EROFS: speed and page cache (root; BENCHFLAGS=-h)
 	@test/prepare demo
-	@$(GO) run ./test/bench
+	@$(GO) run ./test/bench -binary $(BIN) $(BENCHFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (30s)

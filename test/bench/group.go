@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,7 +41,7 @@ func enterGroup() (*group, error) {
 		id, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
 		controllers, path, _ := strings.Cut(rest, ":")
 		switch {
-		case contains(strings.Split(controllers, ","), "memory"):
+		case slices.Contains(strings.Split(controllers, ","), "memory"):
 			g.v1, own = true, path
 		case id == "0" && !g.v1:
 			own = path
@@ -51,7 +52,7 @@ func enterGroup() (*group, error) {
 	if g.v1 {
 		root = "/sys/fs/cgroup/memory"
 		parent = filepath.Join(root, own)
-	} else if enabled, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control")); err != nil || !contains(strings.Fields(string(enabled)), "memory") {
+	} else if enabled, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control")); err != nil || !slices.Contains(strings.Fields(string(enabled)), "memory") {
 		return nil, errNoGroup
 	}
 	g.back = filepath.Join(root, own)

@@ -30,6 +30,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -67,8 +68,8 @@ func main() {
 	} else {
 		err = rep.writeText(os.Stdout)
 	}
-	if err == nil && o.strict && rep.missed() > 0 {
-		err = fmt.Errorf("%d goals are missed", rep.missed())
+	if missed := rep.count("missed"); err == nil && o.strict && missed > 0 {
+		err = fmt.Errorf("%d goals are missed", missed)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -106,21 +107,12 @@ func parse(args []string) (*options, error) {
 		if name == "" {
 			continue
 		}
-		if !contains(known, name) {
+		if !slices.Contains(known, name) {
 			return nil, fmt.Errorf("-only %s: want some of %s", name, strings.Join(known, ","))
 		}
 		o.only[name] = true
 	}
 	return o, nil
-}
-
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
 }
 
 // run makes the images, measures every front and takes away what it made.

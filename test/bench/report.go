@@ -106,7 +106,7 @@ func newSide(s sample) *side {
 }
 
 // compare adds a row; other may be empty, goal nil.
-func (t *table) compare(name, unit, reference string, ours, other sample, g *goal) *row {
+func (t *table) compare(name, unit, reference string, ours, other sample, g *goal) {
 	r := &row{Name: name, Unit: unit, Reference: reference, Ours: newSide(ours), Other: newSide(other), Goal: g}
 	if r.Other != nil && r.Other.Median != 0 {
 		r.Ratio = r.Ours.Median / r.Other.Median
@@ -119,18 +119,17 @@ func (t *table) compare(name, unit, reference string, ours, other sample, g *goa
 		}
 	}
 	t.Rows = append(t.Rows, r)
-	return r
 }
 
 func (t *table) note(format string, args ...any) {
 	t.Notes = append(t.Notes, fmt.Sprintf(format, args...))
 }
 
-// missed counts the goals that were missed.
-func (rep *report) missed() (n int) {
+// count counts the rows with a verdict.
+func (rep *report) count(verdict string) (n int) {
 	for _, t := range rep.Fronts {
 		for _, r := range t.Rows {
-			if r.Verdict == "missed" {
+			if r.Verdict == verdict {
 				n++
 			}
 		}
@@ -157,7 +156,7 @@ func describe(ctx context.Context, o *options) (*report, error) {
 	return &report{
 		Date:   time.Now().UTC().Format(time.DateOnly),
 		Kernel: unix.ByteSliceToString(uts.Release[:]), CPUs: runtime.NumCPU(),
-		MemoryMiB: info.Totalram * uint64(info.Unit) >> 20, //nolint:unconvert // 32 bits on some
+		MemoryMiB: info.Totalram * uint64(info.Unit) >> 20,
 		Mkfs:      mkfs, ErofsCSI: first, Rounds: o.rounds,
 	}, nil
 }

@@ -43,7 +43,7 @@ func (b *bench) serve(ctx context.Context, front, cacheDir string, images ...*im
 		args = append(args, im.path, dir)
 	}
 	// Not CommandContext: its end is SIGKILL, which leaves dead mounts.
-	s.cmd = exec.Command(b.binary, args...) //nolint:noctx // see above
+	s.cmd = exec.Command(b.binary, args...)
 	s.cmd.Stderr = &s.log
 	// A Ctrl-C at the terminal goes to this program alone, which ends the server.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -22,13 +22,7 @@ func (rep *report) writeText(w io.Writer) error {
 		fmt.Fprintf(&b, "\n--front %s\n\n", t.Front)
 		t.write(&b)
 	}
-	missed := rep.missed()
-	switch {
-	case missed > 0:
-		fmt.Fprintf(&b, "\n%d goals are MISSED.\n", missed)
-	default:
-		b.WriteString("\nAll goals are met.\n")
-	}
+	fmt.Fprintf(&b, "\nGoals: %d met, %d missed.\n", rep.count("met"), rep.count("missed"))
 	_, err := io.WriteString(w, b.String())
 	return err
 }
