@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -64,7 +66,11 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
 		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 		defer stop()
 		signal.Ignore(syscall.SIGPIPE) // a reader of "ready" that has gone must not kill a file server
-		return runMount(ctx, cmd.OutOrStdout(), &f, args)
+		err := runMount(ctx, cmd.OutOrStdout(), &f, args)
+		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+			err = fmt.Errorf("%w: mounting needs root", err)
+		}
+		return err
 	}
 	return cmd
 }

@@ -66,7 +66,7 @@ func mountDirectory(stateDir, name string) (string, error) {
 // bindFront binds the front at source onto dir, read-only.
 func bindFront(stateDir, source, dir string) (*target, error) {
 	if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil {
-		return nil, fmt.Errorf("mount onto %s: %w", dir, mountHint(err))
+		return nil, fmt.Errorf("mount onto %s: %w", dir, err)
 	}
 	t := &target{dir: dir}
 	err := remountReadOnly(dir)
@@ -138,11 +138,4 @@ func deviceOf(path string) (uint64, error) {
 		return 0, &fs.PathError{Op: "statx", Path: path, Err: err}
 	}
 	return unix.Mkdev(st.Dev_major, st.Dev_minor), nil
-}
-
-func mountHint(err error) error {
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w: mounting needs root", err)
-	}
-	return err
 }
