@@ -14,7 +14,7 @@ func benchImage(b *testing.B) *Image {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { f.Close() })
+	b.Cleanup(func() { _ = f.Close() })
 	st, err := f.Stat()
 	if err != nil {
 		b.Fatal(err)

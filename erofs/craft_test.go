@@ -55,7 +55,7 @@ func (c *craft) put(off int64, what any) {
 func (c *craft) at(nid uint64) int64 { return craftMeta + int64(nid)*disk.InodeSlotSize }
 
 // file writes an extended inode of a layout.
-func (c *craft) file(nid uint64, mode uint16, layout DataLayout, size uint64, u uint32) {
+func (c *craft) file(nid uint64, mode uint16, layout DataLayout, size int64, u uint32) {
 	c.t.Helper()
 	c.put(c.at(nid), disk.InodeExtended{
 		Format: disk.FormatExtended | uint16(layout)<<disk.FormatLayoutBit, Mode: mode, Size: size, U: u, Nlink: 1,
@@ -65,7 +65,7 @@ func (c *craft) file(nid uint64, mode uint16, layout DataLayout, size uint64, u 
 // dir writes a flat-plain directory whose data are one piece from block on.
 func (c *craft) dir(nid uint64, block uint32, data []byte) {
 	c.t.Helper()
-	c.file(nid, modeDir|0o755, FlatPlain, uint64(len(data)), block)
+	c.file(nid, modeDir|0o755, FlatPlain, int64(len(data)), block)
 	c.put(int64(block)*craftBlock, data)
 }
 

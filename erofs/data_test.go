@@ -44,7 +44,7 @@ func pattern(n int) []byte {
 func TestReadAtAligned(t *testing.T) {
 	c := newCraft(t)
 	data := pattern(2*craftBlock + 100)
-	c.file(craftFile, modeRegular, FlatPlain, uint64(len(data)), craftData/craftBlock)
+	c.file(craftFile, modeRegular, FlatPlain, int64(len(data)), craftData/craftBlock)
 	c.put(craftData, data)
 	c.put(disk.SuperBlockOffset, c.sb)
 	dev := &tracer{b: c.b}
@@ -71,7 +71,7 @@ func TestReadAtAligned(t *testing.T) {
 		dev.reads, dev.into = nil, nil
 		p := make([]byte, c.len)
 		n, err := in.ReadAt(p, c.off)
-		if n != c.n || (err == io.EOF) != (n < len(p)) || err != nil && err != io.EOF {
+		if n != c.n || errors.Is(err, io.EOF) != (n < len(p)) || err != nil && !errors.Is(err, io.EOF) {
 			t.Errorf("read %d at %d: %d, %v; want %d", c.len, c.off, n, err, c.n)
 		}
 		if !bytes.Equal(p[:n], data[c.off:][:n]) {
@@ -123,7 +123,7 @@ func TestReadAtMerges(t *testing.T) {
 	if want := (Extent{Off: 2*craftBlock + 1, Len: craftBlock - 1, Hole: true}); e != want || err != nil {
 		t.Errorf("extent %+v, %v; want %+v", e, err, want)
 	}
-	if _, err := in.Extent(5 * craftBlock); err != io.EOF {
+	if _, err := in.Extent(5 * craftBlock); !errors.Is(err, io.EOF) {
 		t.Errorf("extent at the end: %v", err)
 	}
 }

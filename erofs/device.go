@@ -20,12 +20,14 @@ type DeviceSlot struct {
 	UniAddr uint64 // first block in the unified address space, 0: none
 }
 
-// deviceSlot is an entry of the device table with the device given for it.
-// In the unified address space it is at [UniAddr, UniAddr+Blocks), in blocks
-// of the image. dev.R is nil when Open was given no devices.
+// deviceSlot is an entry of the device table with the device given for it. The
+// device has size bytes by the table; in the unified address space it begins
+// at byte start, or has no place there if that is 0. Both are at most 2^48.
+// dev.R is nil when Open was given no devices.
 type deviceSlot struct {
-	DeviceSlot
-	dev Device
+	tag         string
+	size, start int64
+	dev         Device
 }
 
 // loadDevices reads the device table and pairs it with the given devices.
@@ -58,11 +60,15 @@ func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
 		var slot disk.DeviceSlot
 		slot.Decode(raw)
 		d := &im.devices[i]
-		d.DeviceSlot = DeviceSlot{Tag: cString(slot.Tag[:]), Blocks: uint64(slot.Blocks), UniAddr: uint64(slot.UniAddr)}
+		d.tag = cString(slot.Tag[:])
+		d.size = int64(slot.Blocks) << im.blkBits
+		d.start = int64(slot.UniAddr) << im.blkBits
 		if !im.flat {
 			d.dev = given[i]
 		}
-		im.sb.ExtraDevices = append(im.sb.ExtraDevices, d.DeviceSlot)
+		im.sb.ExtraDevices = append(im.sb.ExtraDevices, DeviceSlot{
+			Tag: d.tag, Blocks: uint64(slot.Blocks), UniAddr: uint64(slot.UniAddr),
+		})
 	}
 	return nil
 }
@@ -73,13 +79,13 @@ func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
 func (im *Image) CheckDevices() error {
 	for i := range im.devices {
 		d := &im.devices[i]
-		if d.Blocks == 0 {
+		if d.size == 0 {
 			continue
 		}
 		if _, _, n, err := im.extraDevice(0, i+1, 0); err != nil {
 			return err
-		} else if need := d.Blocks << im.blkBits; uint64(n) < need {
-			return fail(ErrCorrupt, "device table", 0, noOffset, "extra device %d (tag %q) has %d of %d bytes", i+1, d.Tag, n, need)
+		} else if n < d.size {
+			return fail(ErrCorrupt, "device table", 0, noOffset, "extra device %d (tag %q) has %d of %d bytes", i+1, d.tag, n, d.size)
 		}
 	}
 	return nil
@@ -132,15 +138,14 @@ func (im *Image) mapDevice(nid uint64, dev uint16, addr int64) (r io.ReaderAt, d
 func (im *Image) extraDevice(nid uint64, id int, addr int64) (r io.ReaderAt, devAddr, n int64, err error) {
 	d := &im.devices[id-1]
 	if im.flat {
-		start := int64(d.UniAddr) << im.blkBits // at most 2^48
-		if start == 0 || start >= im.size {
+		if d.start == 0 || d.start >= im.size {
 			return nil, 0, 0, fail(ErrUnsupported, "data", nid, noOffset,
-				"extra device %d of %d (tag %q) was not given", id, len(im.devices), d.Tag)
+				"extra device %d of %d (tag %q) was not given", id, len(im.devices), d.tag)
 		}
-		if addr < 0 || addr >= im.size-start {
+		if addr < 0 || addr >= im.size-d.start {
 			return nil, 0, 0, fail(ErrCorrupt, "data", nid, addr, "the address is beyond the end of the image (%d bytes)", im.size)
 		}
-		return im.r, start + addr, im.size - start - addr, nil
+		return im.r, d.start + addr, im.size - d.start - addr, nil
 	}
 	if addr < 0 || addr >= d.dev.Size {
 		return nil, 0, 0, fail(ErrCorrupt, "data", nid, addr, "the address is beyond the end of device %d (%d bytes)", id, d.dev.Size)
@@ -152,11 +157,10 @@ func (im *Image) extraDevice(nid uint64, id int, addr int64) (r io.ReaderAt, dev
 // holds addr, and the byte address where that place starts; id 0: none, the
 // primary device.
 func (im *Image) unified(addr int64) (id int, start int64) {
-	blk := uint64(addr) >> im.blkBits
 	for i := range im.devices {
 		d := &im.devices[i]
-		if d.UniAddr != 0 && blk >= d.UniAddr && blk-d.UniAddr < d.Blocks {
-			return i + 1, int64(d.UniAddr << im.blkBits)
+		if d.start != 0 && addr >= d.start && addr-d.start < d.size {
+			return i + 1, d.start
 		}
 	}
 	return 0, 0

@@ -43,17 +43,27 @@ func (in *Inode) extentAt(off, want int64) (extent, error) {
 		return in.tailExtent(off, tail)
 	case ChunkBased:
 		return in.chunkRun(off, want)
+	default: // compressed ones have no extents of this kind
+		return extent{}, in.unsupported("data", "%s data layout", in.Layout)
 	}
-	return extent{}, in.unsupported("data", "%s data layout", in.Layout)
 }
 
 // flatExtent is the run from off to end of the blocks from the start block on.
 func (in *Inode) flatExtent(off, end int64) (extent, error) {
-	start := in.startBlock() << in.im.blkBits // at most 2^64, so check by the block
-	if in.startBlock()>>(63-in.im.blkBits) != 0 || off > math.MaxInt64-int64(start) {
+	addr, ok := in.im.blockAddr(in.startBlock(), off)
+	if !ok {
 		return extent{}, in.corrupt("data", noOffset, "start block %d is out of reach", in.startBlock())
 	}
-	return extent{n: end - off, addr: int64(start) + off}, nil
+	return extent{n: end - off, addr: addr}, nil
+}
+
+// blockAddr is the byte address off behind the start of a block, for
+// 0 <= blk < 2^48 and off >= 0; ok is false when there is no such address.
+func (im *Image) blockAddr(blk, off int64) (addr int64, ok bool) {
+	if blk > (math.MaxInt64-off)>>im.blkBits {
+		return 0, false
+	}
+	return blk<<im.blkBits + off, true
 }
 
 // tailExtent is the run from off to the end of the file of an inline tail
@@ -75,13 +85,15 @@ func (in *Inode) chunkRun(off, want int64) (extent, error) {
 	}
 	for run.n < want && run.n < in.Size-off {
 		next, err := in.chunkExtent(off + run.n)
-		if err != nil || next.kind != run.kind || next.dev != run.dev ||
-			run.kind == extentData && next.addr != run.addr+run.n {
-			break // an error is met again when the next run is asked for
+		if err != nil {
+			break // it is met again when the next run is asked for
+		}
+		if next.kind != run.kind || next.dev != run.dev || run.kind == extentData && next.addr != run.addr+run.n {
+			break
 		}
 		run.n += next.n
 	}
-	return run, nil
+	return run, nil //nolint:nilerr // what is known of the run is right
 }
 
 // chunkExtent is the rest of the chunk that holds off.
@@ -104,7 +116,7 @@ func (in *Inode) chunkExtent(off int64) (extent, error) {
 	}
 	within := off & (1<<bits - 1)
 	e := extent{n: min(1<<bits-within, in.Size-off)}
-	var blk uint64
+	var blk int64
 	if format&disk.ChunkIndexes != 0 {
 		var ix disk.ChunkIndex
 		ix.Decode(raw)
@@ -112,19 +124,20 @@ func (in *Inode) chunkExtent(off int64) (extent, error) {
 		if format&disk.Chunk48Bit != 0 {
 			mask = addr48
 		}
-		blk = (uint64(ix.StartBlkHi)<<32 | uint64(ix.StartBlk)) & mask
+		blk = (int64(ix.StartBlkHi)<<32 | int64(ix.StartBlk)) & mask
 		if blk == mask {
 			e.kind = extentHole
 			return e, nil
 		}
 		e.dev = ix.DeviceID & im.deviceMask
-	} else if blk = uint64(le.Uint32(raw)); blk == addr32 {
+	} else if blk = int64(le.Uint32(raw)); blk == addr32 {
 		e.kind = extentHole
 		return e, nil
 	}
-	if blk>>(63-im.blkBits) != 0 || within > math.MaxInt64-int64(blk<<im.blkBits) {
+	addr, ok := im.blockAddr(blk, within)
+	if !ok {
 		return extent{}, in.corrupt("chunk index", table+chunk*unit, "block %d is out of reach", blk)
 	}
-	e.addr = int64(blk<<im.blkBits) + within
+	e.addr = addr
 	return e, nil
 }

@@ -93,6 +93,7 @@ func exerciseInode(in *Inode, check func(string, error)) {
 			check("lookup", err)
 			check("resume", in.ReadDir(d.Next, func(Dirent) bool { return false }))
 		}
+	default:
 	}
 	if !in.IsRegular() && !in.IsDir() && !in.IsSymlink() {
 		return

@@ -41,13 +41,14 @@ type Inode struct {
 // Source: erofs_read_inode in fs/erofs/inode.c of Linux 6.18.
 func (im *Image) Inode(nid uint64) (*Inode, error) {
 	const op = "inode"
-	if nid>>disk.DirentMetaboxBit != 0 {
+	if nid > math.MaxInt64 { // bit 63, disk.DirentMetaboxBit
 		return nil, fail(ErrCorrupt, op, nid, noOffset, "it is in the metabox, which the image has not")
 	}
-	if nid > uint64(im.size-im.root)>>disk.InodeSlotBits {
+	slot := int64(nid)
+	if slot > (im.size-im.root)>>disk.InodeSlotBits {
 		return nil, fail(ErrCorrupt, op, nid, noOffset, "it is beyond the end of the image (%d bytes)", im.size)
 	}
-	in := &Inode{NID: nid, im: im, base: im.root + int64(nid)<<disk.InodeSlotBits}
+	in := &Inode{NID: nid, im: im, base: im.root + slot<<disk.InodeSlotBits}
 	raw, err := im.metaView(op, nid, in.base, disk.InodeCompactSize)
 	if err != nil {
 		return nil, err
@@ -60,7 +61,7 @@ func (im *Image) Inode(nid uint64) (*Inode, error) {
 	if in.Layout >= layoutEnd {
 		return nil, in.unsupported(op, "data %s", in.Layout)
 	}
-	var addrMask uint64
+	var addrMask int64
 	if format&disk.FormatExtended == 0 {
 		addrMask = in.decodeCompact(raw)
 	} else {
@@ -70,7 +71,7 @@ func (im *Image) Inode(nid uint64) (*Inode, error) {
 		addrMask = in.decodeExtended(raw)
 	}
 	if in.Size < 0 {
-		return nil, in.corrupt(op, in.base, "a size of %d bytes", uint64(in.Size))
+		return nil, in.corrupt(op, in.base, "a size of 2^63 bytes or more")
 	}
 	if in.bodyAddr() > im.size {
 		return nil, in.corrupt(op, in.base, "it reaches beyond the end of the image (%d bytes)", im.size)
@@ -83,12 +84,12 @@ func (im *Image) Inode(nid uint64) (*Inode, error) {
 
 // Masks of the width of a start block.
 const (
-	addr32 = uint64(math.MaxUint32)
-	addr48 = uint64(1)<<48 - 1
+	addr32 = int64(1)<<32 - 1
+	addr48 = int64(1)<<48 - 1
 )
 
 // decodeCompact reads a 32-byte inode and returns the mask of its start block.
-func (in *Inode) decodeCompact(raw []byte) (addrMask uint64) {
+func (in *Inode) decodeCompact(raw []byte) (addrMask int64) {
 	var c disk.InodeCompact
 	c.Decode(raw)
 	in.headSize = disk.InodeCompactSize
@@ -109,7 +110,7 @@ func (in *Inode) decodeCompact(raw []byte) (addrMask uint64) {
 }
 
 // decodeExtended reads a 64-byte inode and returns the mask of its start block.
-func (in *Inode) decodeExtended(raw []byte) (addrMask uint64) {
+func (in *Inode) decodeExtended(raw []byte) (addrMask int64) {
 	var e disk.InodeExtended
 	e.Decode(raw)
 	in.headSize = disk.InodeExtendedSize
@@ -118,15 +119,15 @@ func (in *Inode) decodeExtended(raw []byte) (addrMask uint64) {
 	in.UID, in.GID = e.UID, e.GID
 	in.Nlink = e.Nlink
 	in.Ino = e.Ino
-	in.Size = int64(e.Size)
-	in.MtimeSec = int64(e.Mtime)
+	in.Size = e.Size
+	in.MtimeSec = e.Mtime
 	in.MtimeNsec = e.MtimeNsec
 	in.iu, in.startHi = e.U, e.NB
 	return addr48
 }
 
 // decodeUnion gives i_u the meaning that the file type and the layout say.
-func (in *Inode) decodeUnion(format uint16, addrMask uint64) error {
+func (in *Inode) decodeUnion(format uint16, addrMask int64) error {
 	switch in.Mode & modeFmt {
 	case modeDir:
 		in.dotOmitted = format&disk.FormatDotOmitted != 0
@@ -140,7 +141,7 @@ func (in *Inode) decodeUnion(format uint16, addrMask uint64) error {
 		return in.corrupt("inode", in.base, "mode %#o has no file type", in.Mode)
 	}
 	if in.Layout == FlatPlain {
-		in.nullAddr = in.startBlock()&addrMask == disk.NullAddr&addrMask
+		in.nullAddr = in.startBlock()&addrMask == addrMask // EROFS_NULL_ADDR, cut to the field
 	}
 	if in.Layout == ChunkBased && in.iu&0xffff&^disk.ChunkAll != 0 {
 		return in.unsupported("inode", "chunk format 0x%x", in.iu&0xffff)
@@ -148,8 +149,8 @@ func (in *Inode) decodeUnion(format uint16, addrMask uint64) error {
 	return nil
 }
 
-// startBlock is the first block of a flat inode's data.
-func (in *Inode) startBlock() uint64 { return uint64(in.startHi)<<32 | uint64(in.iu) }
+// startBlock is the first block of a flat inode's data, less than 2^48.
+func (in *Inode) startBlock() int64 { return int64(in.startHi)<<32 | int64(in.iu) }
 
 // bodyAddr is the byte address behind the inode and its xattrs: where inline
 // data, chunk indexes or the compression header (after alignment) begin. It is

@@ -79,6 +79,7 @@ func TestKernel(t *testing.T) {
 				continue
 			}
 			t.Run(mkfs.String()+"/"+c.name, func(t *testing.T) {
+				t.Parallel() // most of the time is spent waiting for mkfs.erofs
 				c.run(t, builder{mkfs: mkfs, opts: c.opts, tree: tree}, 3)
 			})
 		}
@@ -104,6 +105,7 @@ func TestKernelRealTree(t *testing.T) {
 // run builds the image and compares it, with so many random reads of a file.
 // It returns the number of files.
 func (c kernelCase) run(t *testing.T, b builder, reads int) int {
+	t.Helper()
 	var files []string
 	if c.build != nil {
 		files = c.build(t, b)
@@ -146,6 +148,7 @@ func (c kernelCase) run(t *testing.T, b builder, reads int) int {
 
 // blobDevice puts the data of an image on an extra device.
 func blobDevice(t *testing.T, b builder) []string {
+	t.Helper()
 	blob := filepath.Join(t.TempDir(), "blob")
 	opts := append(slices.Clone(b.opts), "--chunksize=65536", "--blobdev="+blob)
 	return []string{images.Build(t, b.mkfs, opts, b.tree), blob}
@@ -154,12 +157,13 @@ func blobDevice(t *testing.T, b builder) []string {
 // blobAppended appends the extra device to the primary one, where the unified
 // address space has it, and gives none.
 func blobAppended(t *testing.T, b builder) []string {
+	t.Helper()
 	files := blobDevice(t, b)
 	image, err := os.OpenFile(files[0], os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer image.Close()
+	defer func() { _ = image.Close() }()
 	blob, err := os.ReadFile(files[1])
 	if err != nil {
 		t.Fatal(err)
@@ -172,6 +176,7 @@ func blobAppended(t *testing.T, b builder) []string {
 
 // tarIndex makes an image that points into a tarball.
 func tarIndex(t *testing.T, b builder) []string {
+	t.Helper()
 	tarball := filepath.Join(t.TempDir(), "tree.tar")
 	images.Run(t, "tar", "--format=pax", "--xattrs", "--xattrs-include=*", "--acls", "--sort=name", "-C", b.tree, "-cf", tarball, ".")
 	image := filepath.Join(t.TempDir(), "index.erofs")

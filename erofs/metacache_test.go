@@ -127,7 +127,7 @@ func TestConcurrent(t *testing.T) {
 			}
 			p := make([]byte, in.Size)
 			_, err := in.ReadAt(p, 0)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = nil
 			}
 			all = append(all, p...)

@@ -27,7 +27,7 @@ type Image struct {
 	flat       bool   // no extra device was given: all of them are looked for in the primary one
 
 	prefixes    []xattrPrefix
-	fingerprint int // index in prefixes of the image's own fingerprints; -1: none
+	fingerprint uint8 // name index of the image's own fingerprints; 0: there are none
 
 	root int64 // byte address of nid 0; 0 <= root <= size
 }
@@ -66,7 +66,7 @@ func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	im := &Image{id: imageIDs.Add(1), r: r, size: size, fingerprint: -1}
+	im := &Image{id: imageIDs.Add(1), r: r, size: size}
 	sb, err := im.loadSuperblock(o.metaBytes)
 	if err != nil {
 		return nil, err

@@ -59,6 +59,7 @@ func Summarize(ctx context.Context, im *Image) (Summary, error) {
 			fallthrough
 		case TypeDir, TypeSymlink:
 			s.Layouts[in.Layout.String()]++
+		default: // has no data
 		}
 		return nil
 	})

@@ -104,6 +104,7 @@ func (v *verifier) enter(path string, in, parent *Inode, depth int) {
 		}
 	case TypeDir:
 		v.directory(path, in, parent, depth)
+	default: // has no data
 	}
 }
 
@@ -139,7 +140,7 @@ func (v *verifier) directory(path string, in, parent *Inode, depth int) {
 		v.finding(path, err)
 		return
 	}
-	if v.ctx.Err() == nil && !(dot && dotdot) {
+	if v.ctx.Err() == nil && (!dot || !dotdot) {
 		v.finding(path, in.corrupt("directory", noOffset, `"." or ".." is missing`))
 	}
 }

@@ -54,7 +54,7 @@ func TestWalk(t *testing.T) {
 			return stop
 		}
 		return nil
-	}); err != stop {
+	}); !errors.Is(err, stop) {
 		t.Errorf("error %v, want %v", err, stop)
 	}
 }
@@ -139,7 +139,7 @@ func TestWalkDepth(t *testing.T) {
 		block := uint64(c.at(nid)) / craftBlock
 		data := dirBytes(entry{"d", nid + craftBlock/disk.InodeSlotSize, 2})
 		c.put(c.at(nid), disk.InodeExtended{
-			Format: 1 | uint16(FlatInline)<<disk.FormatLayoutBit, Mode: modeDir, Size: uint64(len(data)), Nlink: 2, U: uint32(block),
+			Format: 1 | uint16(FlatInline)<<disk.FormatLayoutBit, Mode: modeDir, Size: int64(len(data)), Nlink: 2, U: uint32(block),
 		})
 		c.put(c.at(nid)+disk.InodeExtendedSize, data)
 	}

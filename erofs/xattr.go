@@ -66,10 +66,10 @@ const (
 //
 // Errors: ErrCorrupt for a digest of the wrong length and those of Xattrs.
 func (in *Inode) ImageFingerprint() (sha256 []byte, ok bool, err error) {
-	if in.im.fingerprint < 0 {
+	index := in.im.fingerprint
+	if index == 0 {
 		return nil, false, nil
 	}
-	index := uint8(disk.XattrLongPrefix | in.im.fingerprint)
 	var value []byte
 	err = in.eachXattr(func(e xattrEntry) bool {
 		if e.index == index && len(e.name) == 0 {

@@ -57,7 +57,7 @@ func TestXattrs(t *testing.T) {
 	c.put(craftData+800, attr(disk.XattrLongPrefix|1, "x", ""))
 	c.xattrs([]uint32{100, 200},
 		attr(disk.XattrUser, "a", "1"), attr(disk.XattrACLAccess, "", "acl"), attr(disk.XattrACLDefault, "", "def"),
-		attr(disk.XattrTrusted, "t", "2"), attr(disk.XattrLongPrefix|0, "name", "long"), attr(disk.XattrLongPrefix|2, "", digest),
+		attr(disk.XattrTrusted, "t", "2"), attr(disk.XattrLongPrefix, "name", "long"), attr(disk.XattrLongPrefix|2, "", digest),
 		attr(0, "hidden", "x"), attr(5, "lustre", "x"), attr(7, "none", "x"), attr(disk.XattrLongPrefix|3, "", "x"), attr(disk.XattrLongPrefix|4, "", "x"),
 		make([]byte, 8), // room that --root-xattr-isize leaves
 	)
@@ -67,9 +67,13 @@ func TestXattrs(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Xattr{
-		{"user.a", []byte("1")}, {"system.posix_acl_access", []byte("acl")}, {"system.posix_acl_default", []byte("def")},
-		{"trusted.t", []byte("2")}, {"user.project.name", []byte("long")},
-		{"security.selinux", []byte("label")}, {"trusted.deep.x", []byte{}},
+		{"user.a", []byte("1")},
+		{"system.posix_acl_access", []byte("acl")},
+		{"system.posix_acl_default", []byte("def")},
+		{"trusted.t", []byte("2")},
+		{"user.project.name", []byte("long")},
+		{"security.selinux", []byte("label")},
+		{"trusted.deep.x", []byte{}},
 	}
 	if got, want := fmt.Sprintf("%q", list), fmt.Sprintf("%q", want); got != want {
 		t.Errorf("attributes\n %s, want\n %s", got, want)

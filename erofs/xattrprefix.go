@@ -56,11 +56,11 @@ func (im *Image) loadXattrPrefixes(sb *disk.SuperBlock) error {
 		off = next
 	}
 	if sb.FeatureCompat&disk.CompatIshareXattrs != 0 {
-		if int(sb.IsharePrefixID) >= len(im.prefixes) {
+		if int(sb.IsharePrefixID) >= min(len(im.prefixes), disk.XattrLongPrefix) {
 			return fail(ErrCorrupt, "superblock", 0, disk.SuperBlockOffset,
 				"fingerprints have prefix %d of %d", sb.IsharePrefixID, len(im.prefixes))
 		}
-		im.fingerprint = int(sb.IsharePrefixID)
+		im.fingerprint = disk.XattrLongPrefix | sb.IsharePrefixID
 	}
 	return nil
 }

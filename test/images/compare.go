@@ -231,11 +231,11 @@ func (c *comparison) directory(path string) {
 func (c *comparison) content(path string, size int64) {
 	want, errWant := c.want.Open(path)
 	if errWant == nil {
-		defer want.Close()
+		defer func() { _ = want.Close() }()
 	}
 	got, errGot := c.got.Open(path)
 	if errGot == nil {
-		defer got.Close()
+		defer func() { _ = got.Close() }()
 	}
 	if !c.both(path, "open", errWant, errGot) {
 		return

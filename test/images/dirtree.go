@@ -20,7 +20,7 @@ func (d dirTree) Names(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return f.Readdirnames(-1)
 }
 
@@ -30,7 +30,7 @@ func (d dirTree) Stat(path string) (Stat, error) {
 		return Stat{}, err
 	}
 	return Stat{
-		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Nlink: uint64(st.Nlink), Rdev: uint64(st.Rdev), Ino: st.Ino,
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Nlink: st.Nlink, Rdev: st.Rdev, Ino: st.Ino,
 		Mtime: [2]int64{st.Mtim.Sec, st.Mtim.Nsec},
 		Ctime: [2]int64{st.Ctim.Sec, st.Ctim.Nsec},
 		Atime: [2]int64{st.Atim.Sec, st.Atim.Nsec},

@@ -32,7 +32,7 @@ func TestCompareSeesChanges(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			defer f.Close()
+			defer func() { _ = f.Close() }()
 			_, err = f.WriteAt([]byte("!"), 77)
 			return err
 		},

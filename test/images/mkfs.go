@@ -86,7 +86,7 @@ var versionPattern = regexp.MustCompile(`(\d+)\.(\d+)(?:\.(\d+))?`)
 // but -V worked.
 func probe(t testing.TB, path string) Mkfs {
 	t.Helper()
-	out, err := exec.Command(path, "-V").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), path, "-V").CombinedOutput()
 	found := versionPattern.FindStringSubmatch(string(out))
 	if found == nil {
 		t.Fatalf("%s -V says no version: %v: %s", path, err, out)
@@ -116,7 +116,7 @@ func Build(t testing.TB, mkfs Mkfs, opts []string, tree string) string {
 // Run runs a program and fails the test with its output when it fails.
 func Run(t testing.TB, name string, args ...string) {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out[max(0, len(out)-4096):])
 	}

@@ -81,12 +81,12 @@ func Loop(t testing.TB, file string) string {
 	Need(t, "root", os.Getuid() == 0)
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	Need(t, "/dev/loop-control", err == nil)
-	defer control.Close()
+	defer func() { _ = control.Close() }()
 	backing, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer backing.Close()
+	defer func() { _ = backing.Close() }()
 	for range 20 { // another process may take the free device first
 		dev, err := attach(control, backing)
 		if err == nil {
@@ -95,7 +95,7 @@ func Loop(t testing.TB, file string) string {
 				if err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
 					t.Errorf("detach %s: %v", path, err)
 				}
-				dev.Close()
+				_ = dev.Close()
 			})
 			return path
 		}
@@ -118,7 +118,7 @@ func attach(control, backing *os.File) (*os.File, error) {
 	}
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY}}
 	if err := unix.IoctlLoopConfigure(int(dev.Fd()), &config); err != nil {
-		dev.Close()
+		_ = dev.Close()
 		return nil, err
 	}
 	return dev, nil

@@ -14,9 +14,6 @@ const (
 	ChunkIndexSize    = 8
 )
 
-// NullAddr is the address of a hole, cut to the width of the field.
-const NullAddr = ^uint64(0)
-
 // ChunkIndex is struct erofs_inode_chunk_index.
 type ChunkIndex struct {
 	StartBlkHi uint16 // 0x00 startblk_hi, with Chunk48Bit

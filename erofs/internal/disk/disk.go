@@ -10,3 +10,9 @@ package disk
 import "encoding/binary"
 
 var le = binary.LittleEndian
+
+// int64At reads a number that the kernel holds in a signed type, such as
+// time64_t and loff_t.
+func int64At(b []byte) int64 {
+	return int64(le.Uint64(b))
+}

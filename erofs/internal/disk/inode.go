@@ -58,12 +58,12 @@ type InodeExtended struct {
 	XattrCount uint16   // 0x02 i_xattr_icount
 	Mode       uint16   // 0x04 i_mode
 	NB         uint16   // 0x06 i_nb: blocks_hi or startblk_hi
-	Size       uint64   // 0x08 i_size
+	Size       int64    // 0x08 i_size, negative: no file can be so large
 	U          uint32   // 0x10 i_u
 	Ino        uint32   // 0x14 i_ino
 	UID        uint32   // 0x18 i_uid
 	GID        uint32   // 0x1c i_gid
-	Mtime      uint64   // 0x20 i_mtime, seconds since 1970
+	Mtime      int64    // 0x20 i_mtime, seconds since 1970
 	MtimeNsec  uint32   // 0x28 i_mtime_nsec
 	Nlink      uint32   // 0x2c i_nlink
 	Reserved   [16]byte // 0x30
@@ -76,12 +76,12 @@ func (i *InodeExtended) Decode(b []byte) {
 	i.XattrCount = le.Uint16(b[0x02:])
 	i.Mode = le.Uint16(b[0x04:])
 	i.NB = le.Uint16(b[0x06:])
-	i.Size = le.Uint64(b[0x08:])
+	i.Size = int64At(b[0x08:])
 	i.U = le.Uint32(b[0x10:])
 	i.Ino = le.Uint32(b[0x14:])
 	i.UID = le.Uint32(b[0x18:])
 	i.GID = le.Uint32(b[0x1c:])
-	i.Mtime = le.Uint64(b[0x20:])
+	i.Mtime = int64At(b[0x20:])
 	i.MtimeNsec = le.Uint32(b[0x28:])
 	i.Nlink = le.Uint32(b[0x2c:])
 	copy(i.Reserved[:], b[0x30:])

@@ -44,7 +44,7 @@ type SuperBlock struct {
 	ExtSlots        uint8    // 0x0d sb_extslots
 	RootNID         uint16   // 0x0e rb.rootnid_2b
 	Inodes          uint64   // 0x10 inos
-	Epoch           uint64   // 0x18 epoch
+	Epoch           int64    // 0x18 epoch
 	FixedNsec       uint32   // 0x20 fixed_nsec
 	Blocks          uint32   // 0x24 blocks_lo
 	MetaBlkAddr     uint32   // 0x28 meta_blkaddr
@@ -77,7 +77,7 @@ func (s *SuperBlock) Decode(b []byte) {
 	s.ExtSlots = b[0x0d]
 	s.RootNID = le.Uint16(b[0x0e:])
 	s.Inodes = le.Uint64(b[0x10:])
-	s.Epoch = le.Uint64(b[0x18:])
+	s.Epoch = int64At(b[0x18:])
 	s.FixedNsec = le.Uint32(b[0x20:])
 	s.Blocks = le.Uint32(b[0x24:])
 	s.MetaBlkAddr = le.Uint32(b[0x28:])
