@@ -29,9 +29,9 @@ func basePrefix(index uint8) string {
 }
 
 // loadXattrPrefixes reads the table of long name prefixes: at most 255
-// length-prefixed records of at most 256 bytes. It is in the primary device,
-// because images with a packed inode or a metabox to hold it are refused
-// before.
+// length-prefixed records of at most 256 bytes. It is in the primary device:
+// only images with the fragments or the metabox feature, which are refused
+// before, may have it in a packed inode or in the metabox.
 //
 // Source: erofs_xattr_prefixes_init in fs/erofs/xattr.c of Linux 6.18.
 func (im *Image) loadXattrPrefixes(sb *disk.SuperBlock) error {
