@@ -119,8 +119,8 @@ func (e *Engine) computeIndex(img *nodecache.Image, files []fingerprint.File) (*
 	}
 	log.V(2).Info("Computed an image's fingerprints", "image", img.Reference(),
 		"files", r.Files, "bytes", r.Bytes, "duration", time.Since(start))
-	if r.Unreadable > 0 {
-		log.Error(r.FirstError, "Files of an image are not shared: they cannot be read", "image", img.Reference(), "files", r.Unreadable)
+	if r.FirstError != nil {
+		log.Error(r.FirstError, "Files of an image are not shared", "image", img.Reference(), "unreadable", r.Unreadable, "forged", r.Forged)
 	}
 	err = img.WriteSidecar(indexSidecar, func(f *os.File) error { return ix.Write(f, img.ID()) })
 	if err != nil {

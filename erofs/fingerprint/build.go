@@ -1,6 +1,7 @@
 package fingerprint
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -24,11 +25,15 @@ const readSize = 1 << 20
 type Result struct {
 	Files int   // files hashed
 	Bytes int64 // bytes hashed
-	// Unreadable counts the files left out because they cannot be read, and
-	// FirstError says why for one of them.
-	Unreadable int
-	FirstError error
+	// Unreadable counts the files left out because they cannot be read, Forged
+	// those whose content is not what the image says of it, and FirstError says
+	// why for one of them.
+	Unreadable, Forged int
+	FirstError         error
 }
+
+// ErrForged says that an image carries a fingerprint that its file does not have.
+var ErrForged = errors.New("the image's own fingerprint is not that of the content")
 
 // errBudget is why a file is left out that claims more data than its image can hold.
 var errBudget = errors.New("the image's files claim more than 256 times its size")
@@ -43,8 +48,8 @@ const MaxRatio = 256
 // reads at most MaxRatio times imageSize, which is in bytes and counts extra
 // devices; the largest files are left out first.
 //
-// A file that cannot be read is left out and counted; the only errors are those of
-// ctx.
+// A file that cannot be read, or of which the image itself claims another
+// fingerprint, is left out and counted; the only errors are those of ctx.
 func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) (*Index, Result, error) {
 	within := affordable(files, imageSize)
 	sums := make([]Sum, len(files))
@@ -75,10 +80,13 @@ func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) 
 	var r Result
 	ix := &Index{nids: make([]uint64, 0, len(files)), sums: make([]Sum, 0, len(files))}
 	for i, f := range files {
-		if errs[i] != nil {
-			if r.Unreadable++; r.FirstError == nil {
-				r.FirstError = fmt.Errorf("nid %d: %w", f.NID, errs[i])
+		if err := errs[i]; err != nil {
+			if errors.Is(err, ErrForged) {
+				r.Forged++
+			} else {
+				r.Unreadable++
 			}
+			r.FirstError = cmp.Or(r.FirstError, fmt.Errorf("nid %d: %w", f.NID, err))
 			continue
 		}
 		r.Files++
@@ -111,6 +119,13 @@ func hash(ctx context.Context, im *erofs.Image, f File, buf []byte) (sum Sum, er
 		off += int64(n)
 	}
 	h.Sum(sum[:0])
+	claim, ok, err := in.ImageFingerprint()
+	if err != nil {
+		return sum, err
+	}
+	if ok && !bytes.Equal(claim, sum[:]) {
+		return sum, fmt.Errorf("%w: sha256:%x, not sha256:%x", ErrForged, sum, claim)
+	}
 	return sum, nil
 }
 

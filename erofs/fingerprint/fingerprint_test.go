@@ -212,3 +212,35 @@ func (b badBlocks) ReadAt(p []byte, off int64) (int, error) {
 	}
 	return b.r.ReadAt(p, off)
 }
+
+// An image that claims for one file the fingerprint of another does not get it into
+// the other's shared inode; what it claims rightly changes nothing.
+func TestForgedFingerprintIsLeftOut(t *testing.T) {
+	mkfs := images.MkfsAtLeast(t, 1, 9)
+	good, evil := bytes.Repeat([]byte("good"), 3000), bytes.Repeat([]byte("evil"), 3000)
+	tree := write(t, map[string][]byte{"good": good, "evil": evil})
+	data, err := os.ReadFile(images.Build(t, mkfs, []string{"--xattr-inode-digest"}, tree))
+	if err != nil {
+		t.Fatal(err)
+	}
+	goodSum, evilSum := sha256.Sum256(good), sha256.Sum256(evil)
+	index := func() (*fingerprint.Index, fingerprint.Result) {
+		im, err := erofs.Open(bytes.NewReader(data), int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ix, _, r := build(t, im, int64(len(data)))
+		return ix, r
+	}
+	if ix, r := index(); ix.Len() != 2 || r.Forged != 0 {
+		t.Fatalf("an honest image: %d in the index, %+v", ix.Len(), r)
+	}
+	if n := bytes.Count(data, evilSum[:]); n != 1 {
+		t.Fatalf("the image has the fingerprint %d times, want 1: this test can't forge it", n)
+	}
+	copy(data[bytes.Index(data, evilSum[:]):], goodSum[:])
+	ix, r := index()
+	if ix.Len() != 1 || r.Forged != 1 || r.Unreadable != 0 || !errors.Is(r.FirstError, fingerprint.ErrForged) {
+		t.Errorf("%d in the index, result %+v: want the forged one left out", ix.Len(), r)
+	}
+}

@@ -1,18 +1,16 @@
 // Package fingerprint computes and keeps the SHA-256 of every regular file of an
 // EROFS image: the identity by which files of different images become one file in
 // memory. Only what this package has hashed itself is ever shared; what an image
-// says of itself (the kernel's ishare xattr) is not taken for it.
+// says of itself (the kernel's ishare xattr) is but compared with it.
 //
 // # Limits
 //
 // An index holds 40 bytes a file, in memory and on disk. A file that cannot be
-// read whole, because the image is corrupt there, has no entry; an empty file
-// has none either, as it has no pages to share. Entries are limited to 2^32.
+// read whole, because the image is corrupt there, has no entry, nor has one of
+// which the image claims what is not so; an empty file has no pages to share.
 package fingerprint
 
-import (
-	"sort"
-)
+import "sort"
 
 // Sum is the SHA-256 of a regular file's whole content.
 type Sum = [32]byte
