@@ -1,8 +1,10 @@
 package nodecache
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"strings"
 	"testing"
@@ -207,4 +209,23 @@ func TestRegistryRepeatsSecrets(t *testing.T) {
 		t.Fatal("no error")
 	}
 	noSecrets(t, err)
+}
+
+func TestDescribe(t *testing.T) {
+	r := &registryClient{hide: secretsOf(auth.Credential{Username: "user", Password: "hunter 22", RefreshToken: "refresh", AccessToken: "access"})}
+	for text, want := range map[string]string{
+		`GET "https://example.com/x?signature=abc&y=z": refused`: `GET "https://example.com/x?...": refused`,
+		"said hunter 22, hunter+22, refresh and access":          "said ..., ..., ... and ...",
+		"Basic " + basicAuth("user", "hunter 22"):                "Basic ...",
+		"two\nlines\x1b[31m":                                     "two lines [31m",
+		strings.Repeat("x", 299) + "\u00e9":                      strings.Repeat("x", 299) + "...",
+	} {
+		if got := r.describe(errors.New(text)); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+		hidden := &url.Error{Op: "Get", URL: "https://example.com/?hunter22", Err: errors.New(text)}
+		if got := r.describe(fmt.Errorf("outer hunter22: %w", hidden)); got != want {
+			t.Errorf("in a url.Error: %q, want %q", got, want)
+		}
+	}
 }

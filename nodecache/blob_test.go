@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+var _ io.ReaderAt = (*Blob)(nil)
+
 // mode is a way in which a Blob may have to read.
 type mode struct {
 	name   string

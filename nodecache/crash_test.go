@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -334,5 +333,3 @@ func inode(t *testing.T, path string) uint64 {
 	}
 	return st.Ino
 }
-
-var _ io.ReaderAt = (*Blob)(nil)

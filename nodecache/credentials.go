@@ -4,8 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/netip"
 	"path"
 	"strings"
 
@@ -129,12 +127,3 @@ func dockerHub(host string) string {
 	}
 	return host
 }
-
-func hostname(host string) string {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		return name
-	}
-	return strings.Trim(host, "[]")
-}
-
-func parseAddr(name string) (netip.Addr, error) { return netip.ParseAddr(name) }

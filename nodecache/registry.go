@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -209,4 +210,14 @@ func (r *registryClient) fetchManifestOnce(ctx context.Context, target string) (
 
 func (r *registryClient) manifestTooLong() error {
 	return fmt.Errorf("%w: the manifest of %s is longer than %d bytes", ErrUnsupportedImage, r.ref, maxManifest)
+}
+
+// isLoopback tells for host or host:port whether it is this machine by name.
+func isLoopback(host string) bool {
+	name := strings.Trim(host, "[]")
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	addr, err := netip.ParseAddr(name)
+	return strings.EqualFold(name, "localhost") || err == nil && addr.IsLoopback()
 }

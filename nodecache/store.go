@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -290,14 +289,4 @@ func ended(ctx context.Context) error {
 		return cause
 	}
 	return ctx.Err()
-}
-
-// isLoopback tells for host or host:port whether it is this machine by name.
-func isLoopback(host string) bool {
-	name := hostname(host)
-	if strings.EqualFold(name, "localhost") {
-		return true
-	}
-	addr, err := parseAddr(name)
-	return err == nil && addr.IsLoopback()
 }
