@@ -273,6 +273,8 @@ func TestImagesThatCannotBeMounted(t *testing.T) {
 		}
 		return path
 	}
+	blob := filepath.Join(t.TempDir(), "blob")
+	lacking := images.Build(t, images.NewestMkfs(t), []string{"--chunksize=4096", "--blobdev=" + blob}, images.TinyTree(t))
 	flipped := slices.Clone(good)
 	flipped[1024+16] ^= 1
 	mounts := []childMount{
@@ -280,11 +282,12 @@ func TestImagesThatCannotBeMounted(t *testing.T) {
 		{Domain: "x", Image: bad("flipped", flipped)},
 		{Domain: "x", Image: bad("short", good[:4096])},
 		{Domain: "x", Image: bad("empty", nil)},
+		{Domain: "x", Image: lacking},
 	}
 	both(t, func(t *testing.T, front string) {
 		state := t.TempDir()
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: mounts})
-		for i, want := range []string{"not an EROFS image", "checksum", "corrupt", "not an EROFS image"} {
+		for i, want := range []string{"not an EROFS image", "checksum", "corrupt", "not an EROFS image", "device"} {
 			if got := ch.Fronts[i].Err; !strings.Contains(got, want) || !strings.Contains(got, mounts[i].Image) {
 				t.Errorf("error %q: want it to say %q and to name the image", got, want)
 			}

@@ -138,5 +138,8 @@ func openImage(img *nodecache.Image) (im *erofs.Image, size int64, err error) {
 		size += b.Size()
 	}
 	im, err = erofs.Open(img.Blob(), img.Blob().Size(), erofs.WithDevices(devices...))
-	return im, size, err
+	if err != nil {
+		return nil, 0, err
+	}
+	return im, size, im.CheckDevices()
 }

@@ -296,7 +296,7 @@ func TestNodeIDsKeepTheirKinds(t *testing.T) {
 	}{
 		{rootID, kindInternal}, {byNodeID, kindInternal},
 		{contentNode(0), kindContent}, {contentNode(1<<44 - 1), kindContent},
-		{treeNode(1, 0), kindTree}, {treeNode(maxSlot, 1<<nidBits - 1), kindTree},
+		{treeNode(1, 0), kindTree}, {treeNode(maxSlot, 1<<nidBits-1), kindTree},
 		{mergedBit, kindMerged}, {mergedBit | 1<<44, kindMerged},
 	} {
 		if c.id.kind() != c.kind {
