@@ -413,8 +413,9 @@ func TestOperationInFlightIsAborted(t *testing.T) {
 // next call finds it; the volume's undoing ends it.
 func TestPullOutlivesItsCall(t *testing.T) {
 	p := newPlugin(t)
-	leave, ended := make(chan struct{}), make(chan error, 2)
+	leave, begun, ended := make(chan struct{}), make(chan struct{}), make(chan error, 3)
 	p.store.acquire = func(ctx context.Context, _ string, _ nodecache.AcquireOptions) error {
+		begun <- struct{}{}
 		select {
 		case <-leave:
 		case <-ctx.Done():
@@ -422,14 +423,25 @@ func TestPullOutlivesItsCall(t *testing.T) {
 		ended <- ctx.Err()
 		return ctx.Err()
 	}
-	late := func(id string) {
+	// late makes a call that ends while its pull runs.
+	late := func(call func(context.Context) error) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		_, err := p.NodeStageVolume(ctx, p.stageRequest(t, id))
-		wantCode(t, err, codes.DeadlineExceeded)
+		done := make(chan error, 1)
+		go func() { done <- call(ctx) }()
+		<-begun
+		cancel()
+		wantCode(t, <-done, codes.Canceled)
 	}
-	// The client returns at its deadline; the server's end may be behind.
+	stage := func(id string) func(context.Context) error {
+		req := p.stageRequest(t, id)
+		return func(ctx context.Context) error {
+			_, err := p.NodeStageVolume(ctx, req)
+			return err
+		}
+	}
+	// The client returns at once; the server's end may be behind.
 	retry := func(call func() error) error {
 		for {
 			err := call()
@@ -439,23 +451,30 @@ func TestPullOutlivesItsCall(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	late("v")
-	late("w")
+	late(stage("v"))
+	late(stage("w"))
 	if err := retry(func() error { return p.unstage("w") }); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the pull of the volume that was undone: %v", err)
 	}
+	late(func(ctx context.Context) error {
+		_, err := p.NodePublishVolume(ctx, p.inlineRequest("csi-1", "inline"))
+		return err
+	})
+	if err := retry(func() error { return p.unpublish("csi-1", "inline") }); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the pull of the inline volume that was undone: %v", err)
+	}
 	close(leave)
 	if err := <-ended; err != nil {
 		t.Errorf("the pull of the late call: %v", err)
 	}
-	err := retry(func() error {
-		_, err := p.NodeStageVolume(context.Background(), p.stageRequest(t, "v"))
-		return err
-	})
-	if err != nil {
+	again := stage("v")
+	if err := retry(func() error { return again(context.Background()) }); err != nil {
 		t.Fatal(err)
 	}
 	p.checkContent(t, "staging-v", "content of a")
@@ -538,8 +557,9 @@ func TestPanicIsInternal(t *testing.T) {
 	p.engine.mount = func(context.Context, string, string) error { panic("a bug") }
 	_, err := p.NodeStageVolume(context.Background(), p.stageRequest(t, "v"))
 	wantCode(t, err, codes.Internal, "log")
+	p.checkClean(t) // the lock is free and what was done is undone
 	p.engine.mount = nil
-	p.mustStage(t, "v") // the lock is free, the process lives
+	p.mustStage(t, "v")
 }
 
 func TestNodeInfoAndIdentity(t *testing.T) {

@@ -351,6 +351,22 @@ func TestSickFrontIsReplaced(t *testing.T) {
 	}
 }
 
+// TestPublishToAVanishedTarget: kubelet's clean-up may have removed a target
+// that the driver still knows.
+func TestPublishToAVanishedTarget(t *testing.T) {
+	p := newPlugin(t)
+	p.mustStage(t, "v")
+	p.mustPublish(t, "v", "pod")
+	if err := (sysMounter{}).Unmount(p.path("pod"), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(p.path("pod")); err != nil {
+		t.Fatal(err)
+	}
+	p.mustPublish(t, "v", "pod")
+	p.checkContent(t, "pod", "content of a")
+}
+
 // TestMountWithoutItsFlagsIsMadeAgain: a crash can fall between a bind and the
 // setting of its flags.
 func TestMountWithoutItsFlagsIsMadeAgain(t *testing.T) {
