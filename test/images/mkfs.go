@@ -71,15 +71,6 @@ func NewestMkfs(t testing.TB) Mkfs {
 	return best
 }
 
-// MkfsAtLeast returns a mkfs.erofs of at least that version, and skips or
-// fails the test without one.
-func MkfsAtLeast(t testing.TB, major, minor int) Mkfs {
-	t.Helper()
-	m := NewestMkfs(t)
-	Need(t, fmt.Sprintf("mkfs.erofs %d.%d or later (in EROFS_UTILS)", major, minor), m.AtLeast(major, minor))
-	return m
-}
-
 var versionPattern = regexp.MustCompile(`(\d+)\.(\d+)(?:\.(\d+))?`)
 
 // probe asks a mkfs.erofs for its version. Before 1.7 there was no --version,
