@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,6 +51,7 @@ func runScripts(t *testing.T, dir string) {
 			"code":      code,
 			"mounted":   mountedCommand,
 			"flip":      flip,
+			"plugin":    plugin,
 
 			"startRegistry": startRegistry,
 			"stopRegistry":  stopRegistry,
@@ -114,8 +116,34 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// terminate NAME SIGNAL [CODE] sends TERM, INT or KILL and expects the exit
-// code, 0 unless given; after KILL none is expected.
+// plugin NAME SOCKET ARGS... starts `erofs-csi ARGS` and waits until something
+// answers at the unix socket.
+func plugin(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: plugin NAME SOCKET ARGS...")
+	}
+	s := &served{stdout: bufio.NewReader(strings.NewReader(""))}
+	s.cmd = exec.Command("erofs-csi", args[2:]...)
+	s.cmd.Dir = ts.MkAbs(".")
+	s.cmd.Stderr = &s.stderr
+	ts.Check(s.cmd.Start())
+	ts.Value(servedKey{}).(map[string]*served)[args[0]] = s
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		c, err := net.Dial("unix", args[1])
+		if err == nil {
+			ts.Check(c.Close())
+			return
+		}
+		if time.Now().After(deadline) {
+			_ = s.cmd.Process.Kill()
+			_ = s.cmd.Wait()
+			ts.Fatalf("%s does not answer: %v, stderr:\n%s", args[0], err, s.stderr.Bytes())
+		}
+	}
+}
+
+// terminate NAME SIGNAL sends TERM, INT or KILL. After the first two it expects
+// the exit code 0 and nothing more on stdout.
 func terminate(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: terminate NAME TERM|INT|KILL")
