@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -42,7 +41,7 @@ func zTree(t testing.TB, goFiles int) string {
 	}
 	var text []byte
 	n := 0
-	err := filepath.WalkDir(filepath.Join(runtime.GOROOT(), "src", "net"), func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(images.RealTree(t), "net"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || n == goFiles {
 			return err
 		}

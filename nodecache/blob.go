@@ -197,7 +197,7 @@ func (b *Blob) checkUnchanged() error {
 }
 
 func (b *Blob) memAligned(p []byte) bool {
-	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))&uintptr(b.memAlign-1) == 0
+	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))&uintptr(b.memAlign-1) == 0 //nolint:gosec // a power of two, at least 1
 }
 
 func (b *Blob) close() { b.file.close() }

@@ -67,7 +67,7 @@ func (s *Store) board(ctx context.Context, reg *registryClient, rec record) (f *
 	if f == nil {
 		fresh = true
 		f = &flight{source: reg.source, done: make(chan struct{})}
-		flying, cancel := context.WithCancel(s.life)
+		flying, cancel := context.WithCancel(s.life) //nolint:contextcheck // a pull outlives its first waiter
 		f.cancel = cancel
 		s.flights[rec.Blob] = f
 		s.running.Add(1)

@@ -80,7 +80,7 @@ func openRegistry(t testing.TB) string {
 	_, err := exec.LookPath("docker-registry")
 	need(t, "docker-registry", err == nil)
 	shared.once.Do(func() {
-		dir, err := os.MkdirTemp("", "nodecache-registry")
+		dir, err := os.MkdirTemp("", "nodecache-registry") //nolint:usetesting // it outlives the test
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -55,7 +55,7 @@ func (p retryPolicy) do(ctx context.Context, fn func() (int64, error)) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w, after: %s", ended(ctx), transient.err)
+			return fmt.Errorf("%w, after: %s", ended(ctx), transient.err.Error())
 		}
 	}
 }

@@ -25,14 +25,14 @@ type domain struct {
 	mount *fusefs.Mount
 }
 
-func (e *Engine) makeDomain(name string) (*domain, error) {
+func (e *Engine) makeDomain(ctx context.Context, name string) (*domain, error) {
 	dir, err := e.instance.mountpoint(fmt.Sprintf("content-%d", e.serial.Add(1)))
 	if err != nil {
 		return nil, err
 	}
 	d := &domain{name: name, share: share.NewDomain(name)}
 	d.fs = fusefs.New(d.share)
-	if d.mount, err = fusefs.Serve(d.fs, dir); err != nil {
+	if d.mount, err = fusefs.Serve(ctx, d.fs, dir); err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
 	log := klog.FromContext(e.ctx)

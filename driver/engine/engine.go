@@ -76,7 +76,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, fmt.Errorf("front %q: want %s, %s or %s", cfg.Front, FrontAuto, FrontOverlay, FrontTree)
 	}
 	removeDeadInstances(ctx, cfg.StateDir)
-	in, err := newInstance(cfg.StateDir)
+	in, err := newInstance(ctx, cfg.StateDir)
 	if err != nil {
 		return nil, err
 	}

@@ -110,8 +110,12 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 	plain, lz4 := images.Build(t, mkfs, nil, a), images.Build(t, mkfs, []string{"-zlz4hc"}, b)
 	both(t, func(t *testing.T, front string) {
 		ch := startChild(t, childConfig{Front: front, Mounts: []childMount{
-			{Domain: "x", Image: plain}, {Domain: "x", Image: lz4}, {Domain: "y", Image: lz4},
-			{Volume: "v", Image: plain}, {Volume: "w", Image: plain}, {Volume: "v", Image: plain},
+			{Domain: "x", Image: plain},
+			{Domain: "x", Image: lz4},
+			{Domain: "y", Image: lz4},
+			{Volume: "v", Image: plain},
+			{Volume: "w", Image: plain},
+			{Volume: "v", Image: plain},
 		}})
 		var dir []string
 		for i := range ch.Fronts {
@@ -375,7 +379,7 @@ func TestStatusCountsPages(t *testing.T) {
 			}
 		}
 		const file = (3<<20 + 123 + 4095) / 4096 * 4096
-		files := int64(bytes / (3<<20 + 123)) // 5 in a, 4 in b
+		files := bytes / (3<<20 + 123) // 5 in a, 4 in b
 		// Overlay: five distinct contents. Tree: only "same" agrees in all metadata.
 		resident := map[string]int64{FrontOverlay: 5, FrontTree: 8}[front]
 		if d.Name != "x" || d.SharedInodes != 5 || d.BytesResident != resident*file || d.BytesSaved != (files-resident)*file {

@@ -20,7 +20,7 @@ func mountEROFS(file *os.File, dir string) error {
 		if err == nil {
 			return nil
 		}
-		if err == unix.ENODEV { //nolint:errorlint // a bare errno
+		if err == unix.ENODEV {
 			return fmt.Errorf("the kernel has no EROFS: %w", err)
 		}
 		errs = append(errs, fmt.Errorf("mount the file as erofs with options %q: %w", opts, err))

@@ -136,7 +136,7 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 			return nil, err
 		}
 	}
-	f.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(req.Domain) })
+	f.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain) })
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ func (e *Engine) unmakeFrontOnce(f *front) error {
 // uses it keeps it, and nobody else finds it.
 func unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if err == unix.EBUSY { //nolint:errorlint // a bare errno
+	if err == unix.EBUSY {
 		err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
 	if err != nil {

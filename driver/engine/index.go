@@ -132,7 +132,7 @@ func (e *Engine) computeIndex(img *nodecache.Image, files []fingerprint.File) (*
 // openImage opens an image of the store. size counts its extra devices.
 func openImage(img *nodecache.Image) (im *erofs.Image, size int64, err error) {
 	size = img.Blob().Size()
-	var devices []erofs.Device
+	devices := make([]erofs.Device, 0, len(img.Devices()))
 	for _, b := range img.Devices() {
 		devices = append(devices, erofs.Device{R: b, Size: b.Size()})
 		size += b.Size()

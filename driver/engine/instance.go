@@ -32,7 +32,7 @@ type instance struct {
 	lock *os.File
 }
 
-func newInstance(stateDir string) (*instance, error) {
+func newInstance(ctx context.Context, stateDir string) (*instance, error) {
 	base, err := filepath.Abs(filepath.Join(stateDir, instancesDir))
 	if err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func newInstance(stateDir string) (*instance, error) {
 	}
 	in := &instance{dir: dir}
 	if err := in.setUp(); err != nil {
-		return nil, errors.Join(fmt.Errorf("state directory: %w", err), in.remove(context.Background()))
+		return nil, errors.Join(fmt.Errorf("state directory: %w", err), in.remove(ctx))
 	}
 	return in, nil
 }
@@ -143,7 +143,7 @@ func removeInstance(ctx context.Context, dir string) error {
 	slices.SortFunc(infos, func(a, b *mountinfo.Info) int { return b.ID - a.ID })
 	for _, i := range infos {
 		err := unix.Unmount(i.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && err != unix.EINVAL { //nolint:errorlint // a bare errno; EINVAL: gone meanwhile
+		if err != nil && err != unix.EINVAL { // EINVAL: gone meanwhile
 			return fmt.Errorf("detach %s: %w", i.Mountpoint, err)
 		}
 		klog.FromContext(ctx).V(2).Info("Detached a mount", "target", i.Mountpoint, "fsType", i.FSType)

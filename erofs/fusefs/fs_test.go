@@ -294,10 +294,14 @@ func TestNodeIDsKeepTheirKinds(t *testing.T) {
 		id   nodeID
 		kind nodeKind
 	}{
-		{rootID, kindInternal}, {byNodeID, kindInternal},
-		{contentNode(0), kindContent}, {contentNode(1<<44 - 1), kindContent},
-		{treeNode(1, 0), kindTree}, {treeNode(maxSlot, 1<<nidBits-1), kindTree},
-		{mergedBit, kindMerged}, {mergedBit | 1<<44, kindMerged},
+		{rootID, kindInternal},
+		{byNodeID, kindInternal},
+		{contentNode(0), kindContent},
+		{contentNode(1<<44 - 1), kindContent},
+		{treeNode(1, 0), kindTree},
+		{treeNode(maxSlot, 1<<nidBits-1), kindTree},
+		{mergedBit, kindMerged},
+		{mergedBit | 1<<44, kindMerged},
 	} {
 		if c.id.kind() != c.kind {
 			t.Errorf("%x: kind %d, want %d", c.id, c.id.kind(), c.kind)

@@ -33,8 +33,9 @@ type Mount struct {
 
 // Serve mounts fs at dir, read-only, and answers its requests until Unmount.
 // The caller must have CAP_SYS_ADMIN, and must keep dir from everybody else: the
-// content mount holds every file of the domain, whatever its mode was.
-func Serve(fs *FS, dir string) (*Mount, error) {
+// content mount holds every file of the domain, whatever its mode was. ctx bounds
+// the start alone.
+func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded?)", err)
@@ -60,7 +61,7 @@ func Serve(fs *FS, dir string) (*Mount, error) {
 	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
 	if err != nil || len(infos) == 0 {
 		return nil, errors.Join(fmt.Errorf("find the mount at %s in /proc/self/mountinfo: %w", dir, err),
-			m.Unmount(context.Background()))
+			m.Unmount(ctx))
 	}
 	m.device = unix.Mkdev(uint32(infos[0].Major), uint32(infos[0].Minor))
 	return m, nil
@@ -114,10 +115,10 @@ func (m *Mount) Alive() error {
 func (m *Mount) Unmount(ctx context.Context) error {
 	for wait := time.Millisecond; ; wait *= 2 {
 		err := unix.Unmount(m.dir, unix.UMOUNT_NOFOLLOW)
-		if err == nil || err == unix.EINVAL { //nolint:errorlint // a bare errno; EINVAL: not mounted any more
+		if err == nil || err == unix.EINVAL { // EINVAL: not mounted any more
 			break
 		}
-		if err != unix.EBUSY { //nolint:errorlint // a bare errno
+		if err != unix.EBUSY {
 			return fmt.Errorf("unmount %s: %w", m.dir, err)
 		}
 		select {
@@ -133,14 +134,4 @@ func (m *Mount) Unmount(ctx context.Context) error {
 	case <-ctx.Done():
 		return m.abort(fmt.Errorf("unmount %s: its superblock is still in use: %w", m.dir, ctx.Err()))
 	}
-}
-
-// abort ends the connection by force, for the reason given.
-func (m *Mount) abort(why error) error {
-	path := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", unix.Minor(m.device))
-	if err := os.WriteFile(path, []byte("1"), 0o200); err != nil {
-		return fmt.Errorf("%w; abort the connection: %w", why, err)
-	}
-	<-m.served
-	return why
 }

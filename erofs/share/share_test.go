@@ -111,8 +111,8 @@ func TestEqualContentIsOneInodeWhateverTheImage(t *testing.T) {
 	if in.Backings() != 3 || !in.Shared() || in.WasRead() {
 		t.Errorf("%d backings, shared %v, read %v; want 3, true, false", in.Backings(), in.Shared(), in.WasRead())
 	}
-	if n, images := d.Len(); n != 3 || images != 2 {
-		t.Errorf("%d inodes of %d images, want 3 of 2", n, images)
+	if n, joined := d.Len(); n != 3 || joined != 2 {
+		t.Errorf("%d inodes of %d images, want 3 of 2", n, joined)
 	}
 	mustRead(t, in, text)
 	if !in.WasRead() {
