@@ -112,7 +112,7 @@ func digestOf(v any) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// DeleteVolume has nothing to delete: the node evicts images by itself.
+// DeleteVolume has nothing to delete: an image belongs to no volume.
 func (s *controllerService) DeleteVolume(_ context.Context, req *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
 	if err := checkVolumeID(req.GetVolumeId()); err != nil {
 		return nil, err

@@ -67,11 +67,11 @@ func (s *Store) board(ctx context.Context, reg *registryClient, rec record) (f *
 	if f == nil {
 		fresh = true
 		f = &flight{source: reg.source, done: make(chan struct{})}
-		flying, cancel := context.WithCancel(s.life) //nolint:contextcheck // a pull outlives its first waiter
+		flying, cancel := context.WithCancel(s.life)
 		f.cancel = cancel
 		s.flights[rec.Blob] = f
 		s.running.Add(1)
-		go s.fly(flying, f, reg, rec)
+		go s.fly(flying, f, reg, rec) //nolint:contextcheck // a pull outlives its first waiter
 	}
 	f.waiters++
 	s.mu.Unlock()

@@ -35,7 +35,7 @@ func (e *Engine) makeDomain(ctx context.Context, name string) (*domain, error) {
 	if d.mount, err = fusefs.Serve(ctx, d.fs, dir); err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	log := klog.FromContext(e.ctx)
+	log := klog.FromContext(ctx)
 	if err := d.mount.SetReadahead(d.mount.RequestSize()); err != nil {
 		log.Error(err, "Cannot raise the readahead: cold sequential reads are slower", "domain", name)
 	}
