@@ -3,6 +3,7 @@ package engine
 import (
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -328,7 +329,7 @@ func TestNothingIsLeft(t *testing.T) {
 		if m := mountsBelow(t, state); len(m) != 0 {
 			t.Errorf("after an orderly end: %v", m)
 		}
-		if left, _ := os.ReadDir(filepath.Join(state, instancesDir)); len(left) != 0 {
+		if left, _ := os.ReadDir(filepath.Join(state, instancesDir)); len(left) != 1 || left[0].Name() != startLock {
 			t.Errorf("after an orderly end: %v", left)
 		}
 
@@ -432,4 +433,21 @@ func domainStatus(t *testing.T, state string) DomainStatus {
 		t.Fatalf("status %+v, %v", list, err)
 	}
 	return list[0].Domains[0]
+}
+
+func TestEnginesThatStartTogetherLeaveEachOtherAlone(t *testing.T) {
+	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
+	state := t.TempDir()
+	t.Run("all", func(t *testing.T) {
+		for i := range 6 {
+			t.Run(fmt.Sprint(i), func(t *testing.T) {
+				t.Parallel()
+				ch := startChild(t, childConfig{StateDir: state, Mounts: []childMount{{Image: image}}})
+				readAll(t, ch.mustFront(t, 0, FrontOverlay))
+			})
+		}
+	})
+	if m := mountsBelow(t, state); len(m) != 0 {
+		t.Errorf("left over: %v", m)
+	}
 }

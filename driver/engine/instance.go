@@ -16,6 +16,7 @@ import (
 
 // instancesDir holds one directory an engine, below the state directory:
 //
+//	engines/start.lock            flock(2)ed while one is made or dead ones removed
 //	engines/<pid>-<random>/lock      flock(2)ed while the engine lives
 //	                      /sock      answers the status
 //	                      /m/…       its mounts
@@ -24,6 +25,7 @@ const (
 	lockFile     = "lock"
 	statusSocket = "sock"
 	mountsDir    = "m"
+	startLock    = "start.lock"
 )
 
 // instance is the directory of one engine.
@@ -44,15 +46,33 @@ func newInstance(ctx context.Context, stateDir string) (*instance, error) {
 	if base, err = filepath.EvalSymlinks(base); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	dir, err := os.MkdirTemp(base, fmt.Sprintf("%d-", os.Getpid()))
+	unlock, err := lockInstances(base)
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	in := &instance{dir: dir}
+	defer unlock()
+	in := &instance{}
+	if in.dir, err = os.MkdirTemp(base, fmt.Sprintf("%d-", os.Getpid())); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
 	if err := in.setUp(); err != nil {
 		return nil, errors.Join(fmt.Errorf("state directory: %w", err), in.remove(ctx))
 	}
 	return in, nil
+}
+
+// lockInstances keeps an engine that starts from taking another one's half-made
+// directory for that of a dead one.
+func lockInstances(base string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(base, startLock), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 func (in *instance) setUp() (err error) {
@@ -102,18 +122,25 @@ func removeDeadInstances(ctx context.Context, stateDir string) {
 	if err != nil {
 		return // nothing there yet
 	}
+	unlock, err := lockInstances(base)
+	if err != nil {
+		log.Error(err, "Cannot look for dead engines")
+		return
+	}
+	defer unlock()
 	entries, err := os.ReadDir(base)
 	if err != nil {
 		log.Error(err, "Cannot look for dead engines")
 		return
 	}
 	for _, d := range entries {
+		if !d.IsDir() {
+			continue
+		}
 		dir := filepath.Join(base, d.Name())
 		lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR, 0)
 		if errors.Is(err, os.ErrNotExist) {
-			// Just being made, or left half made: without mounts it does no harm, and
-			// an empty directory goes.
-			_ = os.Remove(dir)
+			_ = os.Remove(dir) // died half made, before it could mount anything
 			continue
 		}
 		if err != nil {
