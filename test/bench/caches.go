@@ -91,36 +91,24 @@ func residentPages(fd int, size int64) (n int, err error) {
 	return n, nil
 }
 
-// memory is what the whole machine's memory holds, in bytes.
-type memory struct {
-	// cache is Cached + Buffers − Shmem of /proc/meminfo: the pages of all files,
-	// of their directories and of file system metadata, but not those of tmpfs.
-	cache int64
-	// slab is SReclaimable: dentries and inodes, mostly.
-	slab int64
-}
-
-// memoryNow folds the counters that each CPU keeps for itself into the sums, up to
-// a megabyte of pages, and reads these.
-func memoryNow() (m memory, err error) {
+// pageCache is the page cache of the whole machine in bytes: Cached + Buffers −
+// Shmem of /proc/meminfo, which are the pages of all files, of their directories
+// and of file system metadata, but not those of tmpfs. The counters that each CPU
+// keeps for itself, up to a megabyte of pages, are folded into the sums before.
+func pageCache() (sum int64, err error) {
 	_ = os.WriteFile("/proc/sys/vm/stat_refresh", []byte("1"), 0) // Linux 4.7
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return m, err
+		return 0, err
 	}
-	for name, add := range map[string]func(int64){
-		"Cached:":       func(n int64) { m.cache += n },
-		"Buffers:":      func(n int64) { m.cache += n },
-		"Shmem:":        func(n int64) { m.cache -= n },
-		"SReclaimable:": func(n int64) { m.slab += n },
-	} {
+	for name, sign := range map[string]int64{"Cached:": 1, "Buffers:": 1, "Shmem:": -1} {
 		n, err := kilobytes(text, name)
 		if err != nil {
-			return m, fmt.Errorf("/proc/meminfo: %w", err)
+			return 0, fmt.Errorf("/proc/meminfo: %w", err)
 		}
-		add(n << 10)
+		sum += sign * n << 10
 	}
-	return m, nil
+	return sum, nil
 }
 
 // kilobytes finds the value of a line such as "Cached:  123 kB".

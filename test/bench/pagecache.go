@@ -37,8 +37,8 @@ func (b *bench) measureCache(ctx context.Context, t *table) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	var charged, content, grown, slab, files [2]sample // MB
-	var present sample                                 // of ours: resident content as a part of the ideal
+	var charged, content, grown, files [2]sample // MB
+	var present sample                           // of ours: resident content as a part of the ideal
 	evicted := 0
 	side := func(who int) func() error {
 		return func() error {
@@ -54,8 +54,7 @@ func (b *bench) measureCache(ctx context.Context, t *table) (err error) {
 				}
 				charged[who].add(mb(c.charged))
 				content[who].add(mb(c.charged - c.walked))
-				grown[who].add(mb(c.machine.cache))
-				slab[who].add(mb(c.machine.slab))
+				grown[who].add(mb(c.machine))
 				files[who].add(mb(c.images))
 				if who == ours {
 					present.add(part)
@@ -79,7 +78,6 @@ func (b *bench) measureCache(ctx context.Context, t *table) (err error) {
 	t.compare("page cache of the machine after both images", "MB", "ideal", grown[ours], best, bound)
 	t.compare("the same by the kernel's EROFS", "MB", "ideal", grown[kernels], best, nil)
 	t.compare("image files in the page cache", "MB", "kernel", files[ours], files[kernels], none())
-	t.compare("dentries and inodes of the machine", "MB", "kernel", slab[ours], slab[kernels], nil)
 	anonymous, err := r.server.anonymous()
 	if err != nil {
 		return err
@@ -91,11 +89,11 @@ func (b *bench) measureCache(ctx context.Context, t *table) (err error) {
 
 // cached is what one round found, in bytes.
 type cached struct {
-	machine  memory // growth of the whole machine's
-	charged  int64  // growth of our group's page cache
-	walked   int64  // of it, what the walk brought
-	resident int64  // pages in memory of one file of each distinct content
-	images   int64  // of the image files' pages in memory
+	machine  int64 // growth of the whole machine's page cache
+	charged  int64 // growth of our group's
+	walked   int64 // of it, what the walk brought
+	resident int64 // pages in memory of one file of each distinct content
+	images   int64 // of the image files' pages in memory
 }
 
 // cacheRound drops the caches, reads both images and counts. g may be nil.
@@ -128,7 +126,7 @@ func (r *rivals) cacheRound(b *bench, g *group, who int) (c cached, err error) {
 		return c, err
 	}
 	c.charged, c.walked = chargedAfter-chargedBefore, walked-chargedBefore
-	c.machine = memory{cache: after.cache - before.cache, slab: after.slab - before.slab}
+	c.machine = after - before
 	for _, im := range b.pair {
 		n, err := cachedBytes(im.path)
 		if err != nil {
@@ -140,14 +138,15 @@ func (r *rivals) cacheRound(b *bench, g *group, who int) (c cached, err error) {
 	return c, err
 }
 
-func countNow(g *group) (m memory, charged int64, err error) {
+// countNow returns the page cache of the machine and, if there is one, of the group.
+func countNow(g *group) (machine, charged int64, err error) {
 	if g != nil {
 		if charged, err = g.cache(); err != nil {
-			return m, 0, err
+			return 0, 0, err
 		}
 	}
-	m, err = memoryNow()
-	return m, charged, err
+	machine, err = pageCache()
+	return machine, charged, err
 }
 
 // resident sums the pages in memory of one file of each distinct content.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"time"
@@ -175,12 +176,15 @@ func mkfsPath() string {
 	return "mkfs.erofs"
 }
 
-// mkfsVersion is the first line of mkfs.erofs -V.
+// mkfsVersion finds the version in what mkfs.erofs -V prints, which some versions
+// take for a wrong option and answer with their usage.
 func mkfsVersion(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, mkfsPath(), "-V").CombinedOutput()
-	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	if err != nil && line == "" {
+	if len(out) == 0 && err != nil {
 		return "", fmt.Errorf("mkfs.erofs -V: %w (Debian package erofs-utils, or EROFS_UTILS)", err)
 	}
-	return line, nil
+	if v := regexp.MustCompile(`\b\d+\.\d+(\.\d+)?\b`).Find(out); v != nil {
+		return "mkfs.erofs " + string(v), nil
+	}
+	return "mkfs.erofs", nil
 }
