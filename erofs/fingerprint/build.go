@@ -17,6 +17,10 @@ import (
 	"github.com/erofs-csi/erofs-csi/erofs"
 )
 
+// workers is what the runtime takes for the number of CPUs that are ours, which
+// knows of the container's limit, before the program changes it for other reasons.
+var workers = runtime.GOMAXPROCS(0)
+
 // readSize is how much of a file is read at a time: the largest FUSE request, and
 // enough for one O_DIRECT read to reach a disk's bandwidth.
 const readSize = 1 << 20
@@ -56,7 +60,7 @@ func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) 
 	errs := make([]error, len(files))
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(files)) {
+	for range min(workers, len(files)) {
 		wg.Go(func() {
 			buf := make([]byte, readSize)
 			for ctx.Err() == nil {

@@ -149,32 +149,29 @@ func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 
 // Read answers a page-cache miss.
 func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	var n int
-	var err error
+	var shared *share.Inode
 	switch id := nodeID(in.NodeId); id.kind() {
 	case kindContent:
-		n, err = readInode(f.domain.Inode(id.index()), buf, in.Offset)
+		shared = f.domain.Inode(id.index())
 	case kindMerged:
-		n, err = f.merged.read(id, buf, in.Offset)
+		shared = f.merged.noteRead(id)
 	case kindTree:
-		n, err = f.treeRead(id, buf, in.Offset)
+		n, err := f.treeRead(id, buf, in.Offset)
+		if errno := errnoOf(err); errno != 0 {
+			return nil, fuse.Status(errno)
+		}
+		return fuse.ReadResultData(buf[:n]), fuse.OK
 	case kindInternal:
 		return nil, fuse.Status(syscall.EISDIR)
 	}
-	if errno := errnoOf(err); errno != 0 {
-		return nil, fuse.Status(errno)
+	if shared == nil {
+		return nil, fuse.Status(syscall.ESTALE)
 	}
-	return fuse.ReadResultData(buf[:n]), fuse.OK
-}
-
-func readInode(in *share.Inode, buf []byte, off uint64) (int, error) {
-	if in == nil {
-		return 0, syscall.ESTALE
+	if in.Offset >= uint64(shared.Size()) {
+		return fuse.ReadResultData(nil), fuse.OK
 	}
-	if off >= uint64(in.Size()) {
-		return 0, nil
-	}
-	return in.ReadAt(buf, int64(off))
+	r, err := sequential.read(shared, buf, int64(in.Offset))
+	return r, fuse.Status(errnoOf(err))
 }
 
 // StatFs is needed by overlayfs, which refuses a layer without it.

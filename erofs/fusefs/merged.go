@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"sync"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -132,15 +131,14 @@ func (g *mergedNodes) forget(id nodeID, nlookup uint64) {
 	}
 }
 
-func (g *mergedNodes) read(id nodeID, buf []byte, off uint64) (int, error) {
+// noteRead returns the shared inode of a node that is about to be read, or nil.
+func (g *mergedNodes) noteRead(id nodeID) *share.Inode {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	n := g.byID[id]
-	if n != nil {
-		n.read = true
-	}
-	g.mu.Unlock()
 	if n == nil {
-		return 0, syscall.ESTALE
+		return nil
 	}
-	return readInode(n.inode, buf, off)
+	n.read = true
+	return n.inode
 }

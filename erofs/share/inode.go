@@ -22,6 +22,9 @@ type Inode struct {
 	// backings is replaced, never changed, by writers that hold domain.mu.
 	backings atomic.Pointer[[]backing]
 
+	// end is where the last read ended.
+	end atomic.Int64
+
 	// read is set by the first read: only then the kernel can hold pages of it.
 	read atomic.Bool
 }
@@ -43,6 +46,10 @@ func (in *Inode) Shared() bool { return in.shared }
 
 // WasRead tells whether anyone has read from this inode yet.
 func (in *Inode) WasRead() bool { return in.read.Load() }
+
+// Follows tells whether a read at off goes on where the last one ended, and notes
+// that this one ends at end.
+func (in *Inode) Follows(off, end int64) bool { return in.end.Swap(end) == off }
 
 // Backings is the number of files, over all images of the domain, that are this
 // inode: what an unshared page cache would hold it as many times.
