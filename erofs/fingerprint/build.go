@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -101,8 +102,14 @@ func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) 
 	return ix, r, nil
 }
 
-// hash reads one file whole through buf.
+// hash reads one file whole through buf. A bug of the reader that one image meets
+// must not take down the node's other volumes: a panic is that file's error.
 func hash(ctx context.Context, im *erofs.Image, f File, buf []byte) (sum Sum, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
 	in, err := im.Inode(f.NID)
 	if err != nil {
 		return sum, err

@@ -1,8 +1,8 @@
 package fusefs
 
 import (
+	"fmt"
 	"io"
-	"sync"
 	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -20,6 +20,9 @@ const (
 	aheadDepth = 3
 )
 
+// largeRequest is the size from which a buffer in huge pages is worth a lock.
+const largeRequest = 64 << 10
+
 // readAhead reads the next requests of a sequential reader while the kernel takes
 // in the last one. The kernel has one window of readahead under way at a time: it
 // asks for the next when its reader comes to the last, so that disk (or decoder)
@@ -31,7 +34,6 @@ const (
 // bytes. What no request came for stays in its slot until another takes it.
 type readAhead struct {
 	slots [aheadSlots]atomic.Pointer[ahead]
-	bufs  sync.Pool // *[]byte of requestSize
 }
 
 // sequential is the one readAhead of the process: it bounds memory for all domains.
@@ -41,7 +43,7 @@ var sequential readAhead
 type ahead struct {
 	inode *share.Inode
 	off   int64
-	buf   *[]byte
+	buf   []byte
 	done  chan struct{}
 	n     int
 	err   error
@@ -66,13 +68,25 @@ func (r *readAhead) read(in *share.Inode, buf []byte, off int64) (fuse.ReadResul
 	if mine != nil {
 		<-mine.done
 		if mine.err == nil {
-			return &aheadResult{bytes: (*mine.buf)[:mine.n], buf: mine.buf, pool: &r.bufs}, nil
+			return &aheadResult{pooledResult{bytes: mine.buf[:mine.n], buf: mine.buf}}, nil
 		}
-		r.bufs.Put(mine.buf)
+		buffers.put(mine.buf)
+	}
+	var own []byte // for large requests, see bufferPool
+	if len(buf) >= largeRequest {
+		if own = buffers.get(); own != nil {
+			buf = own[:len(buf)]
+		}
 	}
 	n, err := in.ReadAt(buf, off)
 	if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
+		if own != nil {
+			buffers.put(own)
+		}
 		return nil, err
+	}
+	if own != nil {
+		return &pooledResult{bytes: own[:n], buf: own}, nil
 	}
 	return fuse.ReadResultData(buf[:n]), nil
 }
@@ -109,46 +123,31 @@ func (r *readAhead) start(in *share.Inode, off int64) {
 		}
 	}
 	a := &ahead{inode: in, off: off, done: make(chan struct{})}
-	buf, ok := r.bufs.Get().(*[]byte)
-	if !ok {
-		b := make([]byte, requestSize)
-		buf = &b
+	buf := buffers.get()
+	if buf == nil {
+		return
 	}
 	a.buf = buf
 	if !slot.CompareAndSwap(old, a) {
-		r.bufs.Put(buf)
+		buffers.put(buf)
 		return
 	}
 	if old != nil {
-		r.bufs.Put(old.buf)
+		buffers.put(old.buf)
 	}
 	go func() {
 		defer close(a.done)
-		a.n, a.err = in.ReadAt(*buf, off)
+		defer func() {
+			if r := recover(); r != nil { // whoever needs the bytes will meet it in its own request
+				a.err = fmt.Errorf("read ahead: panic: %v", r)
+			}
+		}()
+		a.n, a.err = in.ReadAt(buf, off)
 		if a.err == io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
 			a.err = nil
 		}
 	}()
 }
 
-// aheadResult is a reply whose buffer goes back to its pool when it is sent. It has
-// Slices because go-fuse keeps only results of that kind until then.
-type aheadResult struct {
-	bytes []byte
-	buf   *[]byte
-	pool  *sync.Pool
-}
-
-// Slices returns the reply.
-func (r *aheadResult) Slices() ([][]byte, fuse.Status) { return [][]byte{r.bytes}, fuse.OK }
-
-// Bytes copies the reply, for a caller that sends no slices.
-func (r *aheadResult) Bytes(buf []byte) ([]byte, fuse.Status) {
-	return append(buf[:0], r.bytes...), fuse.OK
-}
-
-// Size is the length of the reply.
-func (r *aheadResult) Size() int { return len(r.bytes) }
-
-// Done gives the buffer back.
-func (r *aheadResult) Done() { r.pool.Put(r.buf) }
+// aheadResult is a reply that was read ahead.
+type aheadResult struct{ pooledResult }
