@@ -121,12 +121,16 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 			err = errors.Join(err, e.unmakeFront(f))
 		}
 	}()
-	im, _, err := openImage(f.image)
+	im, _, err := openImage(f.image, mountedCache)
 	if err != nil {
 		return nil, err
 	}
 	f.super = im.Superblock()
-	files, err := fingerprint.Files(im)
+	scan, _, err := openImage(f.image, scanCache) // garbage when the front is mounted
+	if err != nil {
+		return nil, err
+	}
+	files, err := fingerprint.Files(scan)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +146,7 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	}
 	f.domain = f.domainItem.val
 	f.member = f.domain.share.Join(im, share.NewTag(key.image), files, fp)
-	if err := e.mountFront(ctx, f, im); err != nil {
+	if err := e.mountFront(ctx, f, scan); err != nil {
 		return nil, err
 	}
 	log := klog.FromContext(ctx).WithValues("image", f.reference, "domain", req.Domain, "front", f.kind)
