@@ -18,7 +18,7 @@ const connectionsDir = "/sys/fs/fuse/connections"
 func (m *Mount) abort(why error) error {
 	err := abortBelow(connectionsDir, m.device)
 	if errors.Is(err, os.ErrNotExist) {
-		err = abortByOwnMount(m.device)
+		err = abortByOwnMount(filepath.Dir(m.dir), m.device)
 	}
 	if err != nil {
 		return fmt.Errorf("%w; abort the connection: %w", why, err)
@@ -37,9 +37,10 @@ func abortBelow(dir string, device uint64) error {
 	return errors.Join(err, f.Close())
 }
 
-// abortByOwnMount mounts fusectl for the moment.
-func abortByOwnMount(device uint64) error {
-	dir, err := os.MkdirTemp("", "erofs-csi-fusectl-")
+// abortByOwnMount mounts fusectl for the moment, in a directory below parent: a
+// container may have no other that can be written.
+func abortByOwnMount(parent string, device uint64) error {
+	dir, err := os.MkdirTemp(parent, "fusectl-")
 	if err != nil {
 		return err
 	}
