@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // noSecrets fails if the error tells a password, a token or its base64.
@@ -27,7 +29,7 @@ func htpasswdRegistry(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	_, err := exec.LookPath("htpasswd")
-	need(t, "htpasswd", err == nil)
+	images.Need(t, "htpasswd", err == nil)
 	line, err := exec.Command("htpasswd", "-nbBC", "5", "user", "hunter22").Output()
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 var _ io.ReaderAt = (*Blob)(nil)
@@ -125,7 +127,7 @@ func cachedPages(t testing.TB, path string) uint64 {
 	var span, stat [5]uint64 // offset and length, 0: to the end; nr_cache first
 	const sysCachestat = 451
 	_, _, errno := unix.Syscall6(sysCachestat, f.Fd(), uintptr(unsafe.Pointer(&span)), uintptr(unsafe.Pointer(&stat)), 0, 0, 0)
-	need(t, "cachestat(2)", errno != unix.ENOSYS)
+	images.Need(t, "cachestat(2)", errno != unix.ENOSYS)
 	if errno != 0 {
 		t.Fatal(errno)
 	}
@@ -178,7 +180,7 @@ func TestAlignedReadIsDirect(t *testing.T) {
 	const size = 1 << 20
 	path := writeFile(t, filepath.Join(t.TempDir(), "image"), randomBytes(2, size))
 	b := openTestBlob(t, path, modes[0])
-	need(t, "O_DIRECT on "+path, b.direct.Load())
+	images.Need(t, "O_DIRECT on "+path, b.direct.Load())
 	p := alignedBytes(size, 0)
 	runtime.LockOSThread() // the counters are the thread's
 	defer runtime.UnlockOSThread()
@@ -195,7 +197,7 @@ func TestAlignedReadIsDirect(t *testing.T) {
 func syscallsRead(t testing.TB) (calls uint64) {
 	t.Helper()
 	text, err := os.ReadFile("/proc/thread-self/io")
-	need(t, "/proc/thread-self/io", err == nil)
+	images.Need(t, "/proc/thread-self/io", err == nil)
 	for _, line := range bytes.Split(text, []byte("\n")) {
 		if _, err := fmt.Sscanf(string(line), "syscr: %d", &calls); err == nil {
 			return calls
@@ -210,7 +212,7 @@ func TestNoDirectIO(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "ramfs", 0, ""); err != nil {
-		need(t, "ramfs: "+err.Error(), false)
+		images.Need(t, "ramfs: "+err.Error(), false)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	content := randomBytes(3, 300_001)
@@ -231,7 +233,7 @@ func TestDirectRefusedLater(t *testing.T) {
 		b.memAlign, b.offAlign = 1, 1 // the kernel answers EINVAL
 		return nil
 	}})
-	need(t, "O_DIRECT on "+path, b.direct.Load())
+	images.Need(t, "O_DIRECT on "+path, b.direct.Load())
 	checkRead(t, b, content, 1, 5000, 1)
 	if b.direct.Load() {
 		t.Error("direct reads were not given up")

@@ -20,6 +20,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // startRegistry runs Debian's docker-registry on a free port with its data in
@@ -28,7 +30,7 @@ import (
 func startRegistry(t testing.TB, dir, authentication string) (host string) {
 	t.Helper()
 	binary, err := exec.LookPath("docker-registry")
-	need(t, "docker-registry", err == nil)
+	images.Need(t, "docker-registry", err == nil)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +80,7 @@ func (sharedT) Cleanup(f func()) { shared.stop = append(shared.stop, f) }
 func openRegistry(t testing.TB) string {
 	t.Helper()
 	_, err := exec.LookPath("docker-registry")
-	need(t, "docker-registry", err == nil)
+	images.Need(t, "docker-registry", err == nil)
 	shared.once.Do(func() {
 		dir, err := os.MkdirTemp("", "nodecache-registry") //nolint:usetesting // it outlives the test
 		if err != nil {

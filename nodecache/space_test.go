@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // smallDisks mount file systems of 16 MiB.
@@ -27,7 +29,7 @@ func smallDisks(t *testing.T) map[string]string {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	disks["tmpfs"] = dir
 	mkfs, err := exec.LookPath("mkfs.ext4")
-	need(t, "mkfs.ext4", err == nil)
+	images.Need(t, "mkfs.ext4", err == nil)
 	image := filepath.Join(t.TempDir(), "disk")
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 16<<20)); err != nil {
 		t.Fatal(err)
@@ -37,7 +39,7 @@ func smallDisks(t *testing.T) map[string]string {
 	}
 	ext4 := t.TempDir()
 	out, err := exec.Command("mount", "-o", "loop", image, ext4).CombinedOutput()
-	need(t, "loop devices: "+string(out), err == nil)
+	images.Need(t, "loop devices: "+string(out), err == nil)
 	t.Cleanup(func() { _ = exec.Command("umount", ext4).Run() })
 	disks["ext4"] = ext4
 	return disks

@@ -14,23 +14,13 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// need skips a test on a developer's machine that lacks what, and fails in CI.
-func need(t testing.TB, what string, ok bool) {
-	t.Helper()
-	if ok {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("missing: %s", what)
-	}
-	t.Skipf("missing: %s", what)
-}
+	"github.com/erofs-csi/erofs-csi/test/images"
+)
 
 func needRoot(t testing.TB) {
 	t.Helper()
-	need(t, "root", os.Geteuid() == 0)
+	images.Need(t, "root", os.Geteuid() == 0)
 }
 
 // randomBytes are n bytes that depend on seed.

@@ -46,6 +46,13 @@ func join(t *testing.T, fs *FS, id string, shared bool, files map[string]file) *
 	if err := os.Symlink("target", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
+	return joinTree(t, fs.Domain(), id, shared, dir)
+}
+
+// joinTree builds an image of a directory and joins it to a domain, with its files'
+// fingerprints if it is to share.
+func joinTree(t *testing.T, d *share.Domain, id string, shared bool, dir string) *share.Member {
+	t.Helper()
 	data, err := os.ReadFile(images.Build(t, images.NewestMkfs(t), nil, dir))
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +71,7 @@ func join(t *testing.T, fs *FS, id string, shared bool, files map[string]file) *
 			t.Fatal(err)
 		}
 	}
-	return fs.Domain().Join(im, share.NewTag(id), list, fp)
+	return d.Join(im, share.NewTag(id), list, fp)
 }
 
 // walk looks a path up from the root and returns the last entry.

@@ -11,14 +11,11 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"github.com/erofs-csi/erofs-csi/erofs"
-	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
-	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
-// bigFiles is a domain with n files of a size that is no multiple of the request's.
-func bigFiles(t *testing.T, n int) (d *share.Domain, m *share.Member, contents [][]byte, inodes []*share.Inode) {
+// bigFiles is an image with n files of a size that is no multiple of the request's.
+func bigFiles(t *testing.T, n int) (m *share.Member, contents [][]byte, inodes []*share.Inode) {
 	t.Helper()
 	dir := t.TempDir()
 	rng := rand.NewChaCha8([32]byte{1})
@@ -30,28 +27,12 @@ func bigFiles(t *testing.T, n int) (d *share.Domain, m *share.Member, contents [
 			t.Fatal(err)
 		}
 	}
-	data, err := os.ReadFile(images.Build(t, images.NewestMkfs(t), nil, dir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	im, err := erofs.Open(bytes.NewReader(data), int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := fingerprint.Files(im)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fp, _, err := fingerprint.Build(t.Context(), im, list, int64(len(data)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d = share.NewDomain("d")
-	m = d.Join(im, share.NewTag("a"), list, fp)
+	d := share.NewDomain("d")
+	m = joinTree(t, d, "a", true, dir)
 	for _, c := range contents {
 		inodes = append(inodes, d.Find(share.ContentPath(share.Key{Sum: sha256.Sum256(c), Size: int64(len(c))})))
 	}
-	return d, m, contents, inodes
+	return m, contents, inodes
 }
 
 // sent returns a reply's bytes as go-fuse sends them, and ends it.
@@ -75,7 +56,7 @@ func sent(t *testing.T, r fuse.ReadResult) []byte {
 }
 
 func TestSequentialReadsAreReadAhead(t *testing.T) {
-	_, _, contents, inodes := bigFiles(t, 1)
+	_, contents, inodes := bigFiles(t, 1)
 	var r readAhead
 	hits := 0
 	var got []byte
@@ -105,7 +86,7 @@ func TestSequentialReadsAreReadAhead(t *testing.T) {
 }
 
 func TestScatteredReadsAreNotReadAhead(t *testing.T) {
-	_, _, contents, inodes := bigFiles(t, 1)
+	_, contents, inodes := bigFiles(t, 1)
 	var r readAhead
 	for _, off := range []int64{5 * requestSize, 2 * requestSize, 7 * requestSize, 4096, requestSize + 8192} {
 		res, err := r.read(inodes[0], make([]byte, requestSize), off)
@@ -133,7 +114,7 @@ func TestScatteredReadsAreNotReadAhead(t *testing.T) {
 // Many readers of many files, who take each other's slots, always get the right
 // bytes; and a reader whose image left gets an error, not old bytes of another.
 func TestReadAheadUnderContention(t *testing.T) {
-	_, m, contents, inodes := bigFiles(t, 6)
+	m, contents, inodes := bigFiles(t, 6)
 	var r readAhead
 	var wg sync.WaitGroup
 	for n := range 12 {
