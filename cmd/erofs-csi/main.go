@@ -17,8 +17,8 @@ import (
 
 // minProcs is the least GOMAXPROCS. Our threads wait for disks more than they
 // compute, and a goroutine that is ready has to wait until the scheduler finds out
-// that a thread is blocked: with 2, cold sequential reads took 365 ms where 8 take
-// 315.
+// that a thread is blocked: with 2 instead of 8, cold sequential reads of 400 MiB
+// took 294 ms instead of 263 from an LZ4 image, 249 instead of 239 from a plain one.
 const minProcs = 8
 
 func main() {
