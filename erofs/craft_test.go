@@ -32,7 +32,7 @@ const (
 func newCraft(t *testing.T) *craft {
 	t.Helper()
 	c := &craft{t: t, b: make([]byte, craftSize), sb: disk.SuperBlock{
-		Magic: disk.Magic, BlockBits: 12, RootNID: craftRoot, Inodes: 1,
+		Magic: disk.Magic, BlockBits: 12, RB: craftRoot, Inodes: 1,
 		Blocks: craftSize / craftBlock, MetaBlkAddr: craftMeta / craftBlock,
 	}}
 	c.dir(craftRoot, 2, dirBytes(entry{".", craftRoot, 2}, entry{"..", craftRoot, 2}))
@@ -69,10 +69,28 @@ func (c *craft) dir(nid uint64, block uint32, data []byte) {
 	c.put(int64(block)*craftBlock, data)
 }
 
+// configs gives the image the first compression algorithms and their records.
+func (c *craft) configs(list ...any) {
+	c.t.Helper()
+	c.sb.FeatureIncompat |= disk.IncompatComprCfgs
+	c.sb.ComprAlgs = 1<<len(list) - 1
+	at := int64(disk.SuperBlockOffset + disk.SuperBlockSize + int(c.sb.ExtSlots)*disk.ExtSlotSize)
+	for _, cfgs := range list {
+		size := binary.Size(cfgs)
+		c.put(at, uint16(size))
+		c.put(at+2, cfgs)
+		at = roundUp(at+2+int64(size), 4)
+	}
+}
+
 // open opens the image; the superblock is written now.
 func (c *craft) open(opts ...Option) (*Image, error) {
 	c.t.Helper()
-	c.put(disk.SuperBlockOffset, c.sb)
+	sb, _ := binary.Append(nil, binary.LittleEndian, c.sb)
+	if c.sb.ExtSlots == 0 {
+		sb = sb[:disk.SuperBlockSize]
+	}
+	c.put(disk.SuperBlockOffset, sb)
 	return Open(bytes.NewReader(c.b), int64(len(c.b)), opts...)
 }
 

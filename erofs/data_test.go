@@ -188,7 +188,7 @@ func TestDataRefuses(t *testing.T) {
 			c.put(c.at(craftFile), disk.InodeExtended{Format: 1, Mode: modeRegular, Size: 1, NB: 1<<16 - 1})
 		}, ErrCorrupt, "beyond the end"},
 		{"overflowing", func(c *craft) {
-			c.sb.BlockBits, c.sb.Blocks, c.sb.MetaBlkAddr, c.sb.RootNID = 16, 0, 0, (craftMeta+32)/32
+			c.sb.BlockBits, c.sb.Blocks, c.sb.MetaBlkAddr, c.sb.RB = 16, 0, 0, (craftMeta+32)/32
 			c.put(c.at(craftFile), disk.InodeExtended{Format: 1, Mode: modeRegular, Size: 1 << 62, NB: 1<<16 - 1, U: 1 << 31})
 		}, ErrCorrupt, "out of reach"},
 		{"tail over the block's end", func(c *craft) {

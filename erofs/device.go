@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"io"
+	"math"
 	"math/bits"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
@@ -22,7 +23,7 @@ type DeviceSlot struct {
 
 // deviceSlot is an entry of the device table with the device given for it. The
 // device has size bytes by the table; in the unified address space it begins
-// at byte start, or has no place there if that is 0. Both are at most 2^48.
+// at byte start, or has no place there if that is 0. size+start <= MaxInt64.
 // dev.R is nil when Open was given no devices.
 type deviceSlot struct {
 	tag         string
@@ -32,7 +33,7 @@ type deviceSlot struct {
 
 // loadDevices reads the device table and pairs it with the given devices.
 //
-// Source: erofs_scan_devices in fs/erofs/super.c of Linux 6.18.
+// Source: erofs_scan_devices in fs/erofs/super.c of Linux 7.2.
 func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
 	const op = "device table"
 	n := 0
@@ -53,7 +54,7 @@ func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
 	im.deviceMask = 1<<bits.Len(uint(n)) - 1
 	im.devices = make([]deviceSlot, n) // their slots are in the image, so n <= size/128
 	for i := range im.devices {
-		raw, err := im.metaView(op, 0, off+int64(i)*disk.DeviceSlotSize, disk.DeviceSlotSize)
+		raw, err := im.meta.view(op, 0, off+int64(i)*disk.DeviceSlotSize, disk.DeviceSlotSize)
 		if err != nil {
 			return err
 		}
@@ -61,14 +62,19 @@ func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
 		slot.Decode(raw)
 		d := &im.devices[i]
 		d.tag = cString(slot.Tag[:])
-		d.size = int64(slot.Blocks) << im.blkBits
-		d.start = int64(slot.UniAddr) << im.blkBits
+		blocks, start := int64(slot.Blocks), int64(slot.UniAddr)
+		if sb.FeatureIncompat&disk.Incompat48Bit != 0 {
+			blocks |= int64(slot.BlocksHi) << 32
+			start |= int64(slot.UniAddrHi) << 32
+		}
+		if most := int64(math.MaxInt64) >> im.blkBits; blocks > most || start > most-blocks {
+			return fail(ErrCorrupt, op, 0, off, "device %d has %d blocks from block %d on", i+1, blocks, start)
+		}
+		d.size, d.start = blocks<<im.blkBits, start<<im.blkBits
 		if !im.flat {
 			d.dev = given[i]
 		}
-		im.sb.ExtraDevices = append(im.sb.ExtraDevices, DeviceSlot{
-			Tag: d.tag, Blocks: uint64(slot.Blocks), UniAddr: uint64(slot.UniAddr),
-		})
+		im.sb.ExtraDevices = append(im.sb.ExtraDevices, DeviceSlot{Tag: d.tag, Blocks: uint64(blocks), UniAddr: uint64(start)})
 	}
 	return nil
 }
@@ -105,7 +111,7 @@ func (im *Image) readData(in *Inode, p []byte, dev uint16, addr int64) error {
 		}
 		n = min(n, int64(len(p)))
 		if err := readFull(r, p[:n], devAddr); err != nil {
-			return im.readError("data", in.NID, devAddr, err)
+			return readError("data", in.NID, devAddr, err)
 		}
 		p, addr = p[n:], addr+n
 	}

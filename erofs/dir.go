@@ -21,7 +21,7 @@ type Dirent struct {
 // Errors: fs.ErrNotExist, ErrInvalid for an inode that is no directory, those
 // of the format, or what the device returned.
 //
-// Source: erofs_namei in fs/erofs/namei.c of Linux 6.18.
+// Source: erofs_namei in fs/erofs/namei.c of Linux 7.2.
 func (in *Inode) Lookup(name string) (Dirent, error) {
 	if err := in.checkDir("lookup"); err != nil {
 		return Dirent{}, err
@@ -48,17 +48,19 @@ func (in *Inode) Lookup(name string) (Dirent, error) {
 		mid := int(uint(lo+hi) / 2)
 		switch c := compareName(found.name(mid), name); {
 		case c == 0:
-			d := found.entry(mid)
-			d.Next = in.cookieAfter(at, mid, found.n)
-			return d, nil
+			return found.entry(mid, name, in.cookieAfter(at, mid, found.n)), nil
 		case c < 0:
 			lo = mid + 1
 		default:
 			hi = mid - 1
 		}
 	}
-	return Dirent{}, &FormatError{Op: "lookup", NID: in.NID, Off: noOffset, Err: fs.ErrNotExist}
+	return Dirent{}, errNoEntry
 }
+
+// errNoEntry is not made anew for each lookup: looking for what is not there is
+// as common as looking for what is.
+var errNoEntry error = &FormatError{Op: "lookup", Off: noOffset, Err: fs.ErrNotExist}
 
 // compareName is bytes.Compare of a name and a string, without a conversion
 // that allocates.
@@ -81,7 +83,7 @@ func compareName(a []byte, b string) int {
 // those of the format, also for names out of order, or what the device
 // returned.
 //
-// Source: erofs_readdir in fs/erofs/dir.c of Linux 6.18.
+// Source: erofs_readdir in fs/erofs/dir.c of Linux 7.2.
 func (in *Inode) ReadDir(pos int64, fn func(Dirent) bool) error {
 	if err := in.checkDir("readdir"); err != nil {
 		return err
@@ -103,9 +105,7 @@ func (in *Inode) ReadDir(pos int64, fn func(Dirent) bool) error {
 		prev = b.name(b.n - 1)
 		within := pos & (im.blkSize - 1)
 		for k := int((within + disk.DirentSize - 1) / disk.DirentSize); k < b.n; k++ {
-			d := b.entry(k)
-			d.Next = in.cookieAfter(i, k, b.n)
-			if !fn(d) {
+			if !fn(b.entry(k, string(b.name(k)), in.cookieAfter(i, k, b.n))) {
 				return nil
 			}
 		}

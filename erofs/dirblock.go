@@ -74,13 +74,13 @@ func (in *Inode) dirData(i int64) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		onPrimary := e.kind == extentTail
-		if e.kind == extentData && e.n >= n {
-			id, _ := im.unified(e.addr)
-			onPrimary = im.flat || id == 0
+		if e.kind == extentTail {
+			return in.area.view("directory", in.NID, e.addr, int(n))
 		}
-		if onPrimary {
-			return im.metaView("directory", in.NID, e.addr, int(n))
+		if e.kind == extentData && e.n >= n {
+			if id, _ := im.unified(e.addr); im.flat || id == 0 {
+				return im.meta.view("directory", in.NID, e.addr, int(n))
+			}
 		}
 	}
 	p := make([]byte, n) // at most one block
@@ -107,15 +107,15 @@ func (b dirBlock) name(k int) []byte {
 	return b.data[b.nameOff(k):end]
 }
 
-// entry decodes entry k, 0 <= k < n, without Next.
-func (b dirBlock) entry(k int) Dirent {
+// entry decodes entry k, 0 <= k < n, whose name is name(k).
+func (b dirBlock) entry(k int, name string, next int64) Dirent {
 	var d disk.Dirent
 	d.Decode(b.data[k*disk.DirentSize:])
 	t := FileType(d.Type)
 	if t > TypeSymlink {
 		t = TypeUnknown
 	}
-	return Dirent{Name: string(b.name(k)), NID: d.NID, Type: t}
+	return Dirent{Name: name, NID: d.NID, Type: t, Next: next}
 }
 
 // ordered reports whether the names of the block and prev, the last name of

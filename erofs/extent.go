@@ -107,10 +107,10 @@ func (in *Inode) chunkExtent(off int64) (extent, error) {
 	}
 	chunk := off >> bits
 	table := roundUp(in.bodyAddr(), unit)
-	if chunk > (im.size-table)/unit {
-		return extent{}, in.corrupt("chunk index", table, "%d entries reach beyond the end of the image (%d bytes)", chunk+1, im.size)
+	if chunk > (in.area.size-table)/unit {
+		return extent{}, in.corrupt("chunk index", table, "%d entries reach beyond the end of the %s (%d bytes)", chunk+1, in.area.place, in.area.size)
 	}
-	raw, err := im.metaView("chunk index", in.NID, table+chunk*unit, int(unit))
+	raw, err := in.area.view("chunk index", in.NID, table+chunk*unit, int(unit))
 	if err != nil {
 		return extent{}, err
 	}

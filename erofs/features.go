@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
 )
@@ -35,13 +34,6 @@ var incompatFeatures = []feature{
 	{disk.IncompatMetabox, []string{"metabox"}},
 }
 
-// supportedIncompat are the incompatible features that this package reads.
-const supportedIncompat uint32 = disk.IncompatLZ4ZeroPadding |
-	disk.IncompatComprCfgs |
-	disk.IncompatChunkedFile |
-	disk.IncompatDeviceTable |
-	disk.IncompatXattrPrefixes
-
 // algorithmNames are the compression algorithms by their number.
 var algorithmNames = [disk.AlgEnd]string{"LZ4", "LZMA", "DEFLATE", "Zstandard"}
 
@@ -66,38 +58,19 @@ func appendFeatures(names []string, bits uint32, known []feature, kind string) [
 	return names
 }
 
-// checkFeatures refuses an image that needs what this package does not read:
-// unknown incompatible bits by number, known ones by name.
+// checkFeatures refuses an image that needs what this package does not know, by
+// number. All features up to disk.IncompatAll are read.
 func checkFeatures(sb *disk.SuperBlock) error {
 	if unknown := sb.FeatureIncompat &^ disk.IncompatAll; unknown != 0 {
 		return fail(ErrUnsupported, "superblock", 0, disk.SuperBlockOffset,
 			"unknown incompatible features 0x%x", unknown)
 	}
-	if lacking := sb.FeatureIncompat &^ supportedIncompat; lacking != 0 {
-		return fail(ErrUnsupported, "superblock", 0, disk.SuperBlockOffset,
-			"%s", strings.Join(appendFeatures(nil, lacking, incompatFeatures, "incompat"), ", "))
-	}
-	if sb.FeatureIncompat&disk.IncompatComprCfgs != 0 {
-		return checkAlgorithms(sb.ComprAlgs)
-	}
-	return nil
-}
-
-// checkAlgorithms refuses compression algorithms other than LZ4. Algorithms
-// that are only available but used by no file are refused too: the image says
-// no more than that they may be needed.
-func checkAlgorithms(algs uint16) error {
-	var names []string
-	for i, name := range algorithmNames {
-		if i != disk.AlgLZ4 && algs&(1<<i) != 0 {
-			names = append(names, name+" compression")
-		}
-	}
-	if unknown := algs >> disk.AlgEnd << disk.AlgEnd; unknown != 0 {
-		names = append(names, fmt.Sprintf("unknown compression algorithms 0x%x", unknown))
-	}
-	if len(names) == 0 {
+	if sb.FeatureIncompat&disk.IncompatComprCfgs == 0 {
 		return nil
 	}
-	return fail(ErrUnsupported, "superblock", 0, disk.SuperBlockOffset, "%s", strings.Join(names, ", "))
+	if unknown := sb.ComprAlgs >> disk.AlgEnd << disk.AlgEnd; unknown != 0 {
+		return fail(ErrUnsupported, "superblock", 0, disk.SuperBlockOffset,
+			"unknown compression algorithms 0x%x", unknown)
+	}
+	return nil
 }

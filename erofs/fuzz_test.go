@@ -16,24 +16,38 @@ import (
 
 var update = flag.Bool("update", false, "make the images in testdata/seeds again")
 
-// seedKinds are the images in testdata/seeds: each of TinyTree, below 20 KB.
+// seedKinds are the images in testdata/seeds: each of TinyTree, below 26 KB.
 var seedKinds = []struct {
 	name string
-	opts []string
+	opts string
 	old  bool // by the system's mkfs.erofs, else by the newest
 }{
-	{"inline-old", nil, true},
-	{"lz4-old", []string{"-zlz4", "-Elegacy-compress"}, true},
-	{"inline", nil, false},
-	{"extended", []string{"-b512", "-Eforce-inode-extended", "-Enoinline_data"}, false},
-	{"chunked", []string{"-b512", "--chunksize=1024", "-Eforce-chunk-indexes"}, false},
-	{"lz4", []string{"-zlz4"}, false},
-	{"lz4-big", []string{"-b512", "-zlz4hc", "-C8192"}, false},
-	{"prefixes", []string{"-b512", "-x1", "--xattr-prefix=user.sh", "--xattr-inode-digest"}, false},
+	{"inline-old", "", true},
+	{"lz4-old", "-zlz4 -Elegacy-compress", true},
+	{"inline", "", false},
+	{"extended", "-b512 -Eforce-inode-extended,noinline_data", false},
+	{"chunked", "-b512 --chunksize=1024 -Eforce-chunk-indexes", false},
+	{"lz4", "-zlz4", false},
+	{"lz4-big", "-b512 -zlz4hc -C8192", false},
+	{"lz4-dedupe", "-b512 -zlz4 -C1024 -Ededupe", false},
+	{"lzma", "-b512 -zlzma -C1024", false},
+	{"lzma-tail", "-b512 -zlzma -Elegacy-compress,ztailpacking", false},
+	{"deflate-tail", "-b512 -zdeflate -C1024 -Eztailpacking", false},
+	{"zstd-fragments", "-b512 -zzstd -Efragments,dedupe", false},
+	{"zstd-all-fragments", "-b512 -zzstd -C1024 -Eall-fragments --xattr-prefix=user.sh", false},
+	{"deflate-encoded", "-b512 -zlibdeflate -C2048 -E48bit", false},
+	{"zstd-encoded", "-b512 -zzstd -E48bit,dedupe --max-extent-bytes=1024", false},
+	{"zstd-unaligned", "-b512 -zzstd -C2048 -E48bit", false},
+	{"lz4-encoded-fragments", "-b512 -zlz4 -E48bit,fragments,dot-omitted --zD", false},
+	{"metabox", "-b512 -zlz4 -C1024 -m1024 -x0 --xattr-prefix=user.sh", false},
+	{"metabox-zstd", "-zzstd -C8192 -m8192 -Eall-fragments,xattr-name-filter --xattr-inode-digest", false},
+	{"prefixes", "-b512 -x1 --xattr-prefix=user.sh --xattr-inode-digest", false},
 }
 
-// The seeds are good images; -update makes them.
+// The seeds are good images, and have everything that a fuzzer could not come by;
+// -update makes them.
 func TestSeeds(t *testing.T) {
+	all := make(ZCounts)
 	for _, kind := range seedKinds {
 		path := filepath.Join("testdata", "seeds", kind.name+".img")
 		if *update {
@@ -41,7 +55,7 @@ func TestSeeds(t *testing.T) {
 			if kind.old {
 				mkfs = images.AllMkfs(t)[0]
 			}
-			b, err := os.ReadFile(images.Build(t, mkfs, append([]string{"-T1700000000"}, kind.opts...), images.TinyTree(t)))
+			b, err := os.ReadFile(images.Build(t, mkfs, append([]string{"-T1700000000"}, strings.Fields(kind.opts)...), images.TinyTree(t)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -53,7 +67,7 @@ func TestSeeds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(b) > 20<<10 {
+		if len(b) > 26<<10 {
 			t.Errorf("%s has %d bytes", path, len(b))
 		}
 		im, err := Open(bytes.NewReader(b), int64(len(b)))
@@ -62,8 +76,19 @@ func TestSeeds(t *testing.T) {
 			continue
 		}
 		stats, err := Verify(t.Context(), im, func(name string, err error) { t.Errorf("%s: %s: %v", path, name, err) })
-		if err != nil || stats.Inodes < 18 {
+		if err != nil || stats.Inodes < 20 {
 			t.Errorf("%s: %+v, %v", path, stats, err)
+		}
+		if err := all.AddImage(im); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	for _, name := range []string{
+		"compact", "full", "encoded-4", "encoded-16", "LZ4", "LZMA", "DEFLATE", "Zstandard", "shifted", "interlaced",
+		"inline", "fragment", "whole-fragment", "partial", "big", "offset", "unaligned",
+	} {
+		if all[name] == 0 {
+			t.Errorf("no seed has %q: %v", name, all)
 		}
 	}
 }
@@ -71,14 +96,10 @@ func TestSeeds(t *testing.T) {
 // FuzzImage: whatever the bytes of an image are, every error is of a class and
 // the work is bounded.
 func FuzzImage(f *testing.F) {
-	seeds, err := filepath.Glob("testdata/seeds/*.img")
-	if err != nil || len(seeds) == 0 {
-		f.Fatalf("no seeds: %v", err)
-	}
-	for _, path := range seeds {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			f.Fatal(err)
+	for path, im := range seedImages(f) {
+		b := make([]byte, im.size)
+		if err := readFull(im.r, b, 0); err != nil {
+			f.Fatalf("%s: %v", path, err)
 		}
 		f.Add(b)
 	}

@@ -47,7 +47,7 @@ func exercise(t *testing.T, b []byte) (failures int) {
 			return nil
 		}
 		done[in.NID] = true
-		exerciseInode(in, check)
+		exerciseInode(t, in, check)
 		return nil
 	})
 	check("walk", err)
@@ -67,7 +67,8 @@ func exercise(t *testing.T, b []byte) (failures int) {
 }
 
 // exerciseInode does with one inode all there is.
-func exerciseInode(in *Inode, check func(string, error)) {
+func exerciseInode(t *testing.T, in *Inode, check func(string, error)) {
+	t.Helper()
 	list, err := in.Xattrs()
 	check("xattrs", err)
 	for _, x := range list {
@@ -101,7 +102,7 @@ func exerciseInode(in *Inode, check func(string, error)) {
 	buf := make([]byte, 20000)
 	for _, off := range []int64{0, 1, 4095, in.Size / 2, in.Size - 5000, in.Size - 1, in.Size} {
 		if off >= 0 {
-			_, err := in.ReadAt(buf, off)
+			bounded(t, "read", func() { _, err = in.ReadAt(buf, off) })
 			check("read", err)
 			_, err = in.Extent(off)
 			check("extent", err)

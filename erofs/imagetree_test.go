@@ -55,7 +55,7 @@ func (t imageTree) Stat(name string) (images.Stat, error) {
 	major := in.Rdev >> 8 & 0xfff
 	minor := in.Rdev&0xff | in.Rdev>>12&0xfff00
 	return images.Stat{
-		Mode: in.Mode, UID: in.UID, GID: in.GID, Size: in.Size, Nlink: uint64(in.Nlink), Ino: in.NID,
+		Mode: in.Mode, UID: in.UID, GID: in.GID, Size: in.Size, Nlink: uint64(in.Nlink), Ino: t.im.Ino(in.NID), Blocks: int64(in.Sectors()),
 		Rdev: unix.Mkdev(major, minor), Mtime: when, Ctime: when, Atime: when,
 	}, nil
 }

@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"math"
 	"sync/atomic"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
@@ -23,64 +22,134 @@ type Inode struct {
 	Layout    DataLayout // of regular files, directories and symbolic links
 
 	im         *Image
-	base       int64  // byte address of the inode on the primary device
-	headSize   int64  // 32 (compact) or 64 (extended)
-	xattrSize  int64  // bytes of inline xattrs behind the inode
-	iu         uint32 // raw i_u: start block, compressed blocks, rdev or chunk format
-	startHi    uint16 // bits 32..47 of the start block
-	nullAddr   bool   // flat-plain: the whole file is a hole
-	dotOmitted bool   // directory without an entry for "."
+	area       *metaCache // where the inode is: the primary device or the metabox
+	base       int64      // byte address of the inode there
+	headSize   int64      // 32 (compact) or 64 (extended)
+	xattrSize  int64      // bytes of inline xattrs behind the inode
+	iu         uint32     // raw i_u: start block, compressed blocks, rdev or chunk format
+	startHi    uint16     // bits 32..47 of the start block
+	nullAddr   bool       // flat-plain: the whole file is a hole
+	dotOmitted bool       // directory without an entry for "."
 	z          atomic.Pointer[zState]
 }
 
-// Inode reads the inode nid.
+// Inode reads the inode nid. Compressed files and directories that were asked for
+// lately are kept, so that their indexes need not be looked through again.
 //
 // Errors: ErrCorrupt for a nid outside of the image or an impossible inode,
 // ErrUnsupported for an unknown format, or what the reader returned.
-//
-// Source: erofs_read_inode in fs/erofs/inode.c of Linux 6.18.
 func (im *Image) Inode(nid uint64) (*Inode, error) {
-	const op = "inode"
-	if nid > math.MaxInt64 { // bit 63, disk.DirentMetaboxBit
-		return nil, fail(ErrCorrupt, op, nid, noOffset, "it is in the metabox, which the image has not")
+	if in := im.recent.get(nid); in != nil {
+		return in, nil
 	}
-	slot := int64(nid)
-	if slot > (im.size-im.root)>>disk.InodeSlotBits {
-		return nil, fail(ErrCorrupt, op, nid, noOffset, "it is beyond the end of the image (%d bytes)", im.size)
-	}
-	in := &Inode{NID: nid, im: im, base: im.root + slot<<disk.InodeSlotBits}
-	raw, err := im.metaView(op, nid, in.base, disk.InodeCompactSize)
-	if err != nil {
+	in := new(Inode)
+	if err := im.ReadInode(nid, in); err != nil {
 		return nil, err
+	}
+	if (in.IsRegular() || in.IsDir()) && in.Layout.Compressed() {
+		im.recent.put(in)
+	}
+	return in, nil
+}
+
+// ReadInode reads the inode nid into in, of whose old value nothing is kept. It
+// is Inode for callers who count allocations: it makes none while the metadata
+// are cached. Errors are those of Inode; in is then of no use.
+//
+// Source: erofs_read_inode in fs/erofs/inode.c of Linux 7.2.
+func (im *Image) ReadInode(nid uint64, in *Inode) error {
+	const op = "inode"
+	*in = Inode{NID: nid, im: im}
+	start := im.root
+	if in.area = im.meta; inMetabox(nid) {
+		if in.area, start = im.metabox, 0; in.area == nil {
+			return in.corrupt(op, noOffset, "it is in the metabox, which the image has not")
+		}
+	}
+	slot := int64(nid & disk.DirentNIDMask)
+	if slot > (in.area.size-start)>>disk.InodeSlotBits {
+		return in.corrupt(op, noOffset, "it is beyond the end of the %s (%d bytes)", in.area.place, in.area.size)
+	}
+	in.base = start + slot<<disk.InodeSlotBits
+	raw, err := in.area.view(op, nid, in.base, disk.InodeCompactSize)
+	if err != nil {
+		return err
 	}
 	format := le.Uint16(raw)
 	if format&^disk.FormatAll != 0 {
-		return nil, in.unsupported(op, "format 0x%x", format)
+		return in.unsupported(op, "format 0x%x", format)
 	}
 	in.Layout = DataLayout(format >> disk.FormatLayoutBit & disk.FormatLayoutMask)
 	if in.Layout >= layoutEnd {
-		return nil, in.unsupported(op, "data %s", in.Layout)
+		return in.unsupported(op, "data %s", in.Layout)
 	}
 	var addrMask int64
 	if format&disk.FormatExtended == 0 {
 		addrMask = in.decodeCompact(raw)
 	} else {
-		if raw, err = im.metaView(op, nid, in.base, disk.InodeExtendedSize); err != nil {
-			return nil, err
+		if raw, err = in.area.view(op, nid, in.base, disk.InodeExtendedSize); err != nil {
+			return err
 		}
 		addrMask = in.decodeExtended(raw)
 	}
 	if in.Size < 0 {
-		return nil, in.corrupt(op, in.base, "a size of 2^63 bytes or more")
+		return in.corrupt(op, in.base, "a size of 2^63 bytes or more")
 	}
-	if in.bodyAddr() > im.size {
-		return nil, in.corrupt(op, in.base, "it reaches beyond the end of the image (%d bytes)", im.size)
+	if in.bodyAddr() > in.area.size {
+		return in.corrupt(op, in.base, "it reaches beyond the end of the %s (%d bytes)", in.area.place, in.area.size)
 	}
-	if err := in.decodeUnion(format, addrMask); err != nil {
-		return nil, err
-	}
-	return in, nil
+	return in.decodeUnion(format, addrMask)
 }
+
+// inMetabox reports whether a nid is that of an inode in the metabox.
+func inMetabox(nid uint64) bool { return nid&^disk.DirentNIDMask != 0 }
+
+// recentInodes bounds how many inodes an image keeps: as many files as are
+// usually read at once.
+const recentInodes = 64
+
+// inodeCache is a direct-mapped table of inodes, at a place by their nid.
+type inodeCache [recentInodes]atomic.Pointer[Inode]
+
+func (c *inodeCache) slot(nid uint64) *atomic.Pointer[Inode] {
+	return &c[nid*0x9e3779b97f4a7c15>>32%recentInodes]
+}
+
+// get returns the inode nid if it is kept, else nil.
+func (c *inodeCache) get(nid uint64) *Inode {
+	if in := c.slot(nid).Load(); in != nil && in.NID == nid {
+		return in
+	}
+	return nil
+}
+
+func (c *inodeCache) put(in *Inode) { c.slot(in.NID).Store(in) }
+
+// Ino is the inode number that Linux shows for a nid: the nid itself, but in
+// images with a metabox, where the bit that says so is moved from 63 down to 31
+// so that the numbers stay small.
+//
+// Source: erofs_nid_to_ino64 in fs/erofs/internal.h of Linux 7.2.
+func (im *Image) Ino(nid uint64) uint64 {
+	if im.metabox == nil {
+		return nid
+	}
+	return nid&inoLow | nid>>disk.DirentMetaboxBit<<inoLowBits | nid&disk.DirentNIDMask>>inoLowBits<<(inoLowBits+1)
+}
+
+// NID is the inverse of Ino.
+func (im *Image) NID(ino uint64) uint64 {
+	if im.metabox == nil {
+		return ino
+	}
+	return ino&inoLow | ino>>inoLowBits&1<<disk.DirentMetaboxBit | ino>>(inoLowBits+1)<<inoLowBits
+}
+
+// The bits of a nid that an inode number has in the same place.
+const (
+	inoLowBits = 31
+	inoLow     = 1<<inoLowBits - 1
+)
 
 // Masks of the width of a start block.
 const (
@@ -154,8 +223,18 @@ func (in *Inode) startBlock() int64 { return int64(in.startHi)<<32 | int64(in.iu
 
 // bodyAddr is the byte address behind the inode and its xattrs: where inline
 // data, chunk indexes or the compression header (after alignment) begin. It is
-// at most the size of the image.
+// at most the size of the area.
 func (in *Inode) bodyAddr() int64 { return in.base + in.headSize + in.xattrSize }
+
+// Sectors is st_blocks of stat(2): the space that the data take in the image in
+// units of 512 bytes. For a compressed inode it is what mkfs.erofs wrote, not
+// checked.
+func (in *Inode) Sectors() uint64 {
+	if !in.Layout.Compressed() {
+		return (uint64(in.Size) + uint64(in.im.blkSize) - 1) >> in.im.blkBits << (in.im.blkBits - 9)
+	}
+	return uint64(in.startBlock()) << (in.im.blkBits - 9)
+}
 
 // IsDir reports whether the inode is a directory.
 func (in *Inode) IsDir() bool { return in.Mode&modeFmt == modeDir }

@@ -20,6 +20,15 @@ type kernelCase struct {
 	build func(t *testing.T, b builder) []string // makes it instead: the image, then its devices
 	want  []erofs.DataLayout                     // that some inode of the image must have
 	has   []string                               // features that the image must have
+
+	instead images.Tree // has the contents of files that the kernel can't read; nil: it can
+	counts  []string    // ways to store compressed data that must occur; see erofs.ZCounts
+}
+
+// caseResult is what a kernelCase has found.
+type caseResult struct {
+	files  int
+	counts erofs.ZCounts
 }
 
 type builder struct {
@@ -95,7 +104,7 @@ func TestKernelRealTree(t *testing.T) {
 		{name: "device", build: blobDevice, want: []erofs.DataLayout{erofs.ChunkBased}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if n := c.run(t, builder{mkfs: images.NewestMkfs(t), opts: c.opts, tree: tree}, 1); n < 5000 {
+			if n := c.run(t, builder{mkfs: images.NewestMkfs(t), opts: c.opts, tree: tree}, 1).files; n < 5000 {
 				t.Errorf("only %d files", n)
 			}
 		})
@@ -103,8 +112,7 @@ func TestKernelRealTree(t *testing.T) {
 }
 
 // run builds the image and compares it, with so many random reads of a file.
-// It returns the number of files.
-func (c kernelCase) run(t *testing.T, b builder, reads int) int {
+func (c kernelCase) run(t *testing.T, b builder, reads int) caseResult {
 	t.Helper()
 	var files []string
 	if c.build != nil {
@@ -114,7 +122,7 @@ func (c kernelCase) run(t *testing.T, b builder, reads int) int {
 	}
 	im := openFile(t, files[0], files[1:]...)
 	mounted := images.KernelMount(t, files[0], files[1:]...)
-	n := images.Compare(t, images.Dir(mounted), imageTree{im}, images.CompareOptions{Reads: reads})
+	n := images.Compare(t, images.Dir(mounted), imageTree{im}, images.CompareOptions{Reads: reads, Numbers: true, Instead: c.instead})
 
 	ctx := context.Background()
 	stats, err := erofs.Verify(ctx, im, func(path string, err error) { t.Errorf("verify %q: %v", path, err) })
@@ -143,7 +151,16 @@ func (c kernelCase) run(t *testing.T, b builder, reads int) int {
 	if err := im.CheckDevices(); err != nil {
 		t.Errorf("devices: %v", err)
 	}
-	return n
+	counts := make(erofs.ZCounts)
+	if err := counts.AddImage(im); err != nil {
+		t.Errorf("extents: %v", err)
+	}
+	for _, name := range c.counts {
+		if counts[name] == 0 {
+			t.Errorf("%q never occurred: %v", name, counts)
+		}
+	}
+	return caseResult{files: n, counts: counts}
 }
 
 // blobDevice puts the data of an image on an extra device.
@@ -177,9 +194,25 @@ func blobAppended(t *testing.T, b builder) []string {
 // tarIndex makes an image that points into a tarball.
 func tarIndex(t *testing.T, b builder) []string {
 	t.Helper()
+	return tarImage(t, b, "--tar=i")
+}
+
+// tarImage makes an image from a tarball, and returns both.
+func tarImage(t *testing.T, b builder, mode string) []string {
+	t.Helper()
 	tarball := filepath.Join(t.TempDir(), "tree.tar")
 	images.Run(t, "tar", "--format=pax", "--xattrs", "--xattrs-include=*", "--acls", "--sort=name", "-C", b.tree, "-cf", tarball, ".")
 	image := filepath.Join(t.TempDir(), "index.erofs")
-	images.Run(t, b.mkfs.Path, append(slices.Clone(b.opts), "--quiet", "--tar=i", image, tarball)...)
+	images.Run(t, b.mkfs.Path, append(slices.Clone(b.opts), "--quiet", mode, image, tarball)...)
 	return []string{image, tarball}
+}
+
+// writeFile makes a file in a temporary directory.
+func writeFile(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

@@ -16,33 +16,41 @@ const (
 	defaultMetaCache = 4 << 20
 )
 
-// metaCache is a direct-mapped cache of the primary device's metadata in units
-// of 1<<unitBits bytes, aligned to their size. A published unit is immutable,
-// so readers need no lock; two readers that miss together both read, and the
-// later one wins.
+// metaCache is a place of metadata, the primary device or the data of a special
+// inode, behind a direct-mapped cache in units of 1<<unitBits bytes, aligned to
+// their size. A published unit is immutable, so readers need no lock; two
+// readers that miss together both read, and the later one wins.
 //
 // Memory is at most len(slots) units, len(slots) a power of two.
 type metaCache struct {
+	place    string // for messages: placeImage, ...
 	r        io.ReaderAt
 	size     int64
 	unitBits uint
 	slots    []atomic.Pointer[metaUnit]
 }
 
-// metaUnit is one aligned unit of the device. data is shorter than the unit
-// only at the end of the device.
+// The places of metadata.
+const (
+	placeImage   = "image"
+	placeMetabox = "metabox"
+	placePacked  = "packed inode"
+)
+
+// metaUnit is one aligned unit of the place. data is shorter than the unit
+// only at the end of the place.
 type metaUnit struct {
 	index int64
 	data  []byte
 }
 
 // newMetaCache makes a cache of about the given number of bytes, at least one
-// unit, over a device of size bytes whose block size is 1<<blkBits.
-func newMetaCache(r io.ReaderAt, size int64, blkBits uint, bytes int) *metaCache {
+// unit, over a place of size bytes in an image whose block size is 1<<blkBits.
+func newMetaCache(place string, r io.ReaderAt, size int64, blkBits uint, bytes int) *metaCache {
 	unitBits := max(blkBits, uint(bits.Len(metaUnitMin)-1))
 	n := max(bytes>>unitBits, 1)
 	n = 1 << (bits.Len(uint(n)) - 1)
-	return &metaCache{r: r, size: size, unitBits: unitBits, slots: make([]atomic.Pointer[metaUnit], n)}
+	return &metaCache{place: place, r: r, size: size, unitBits: unitBits, slots: make([]atomic.Pointer[metaUnit], n)}
 }
 
 // at returns the cached bytes from off to the end of its unit: at least one
@@ -77,16 +85,24 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 	return err
 }
 
-// metaRead fills p with the metadata at byte address off of the primary
-// device. A range that leaves the device is ErrCorrupt.
-func (im *Image) metaRead(op string, nid uint64, p []byte, off int64) error {
-	if off < 0 || off > im.size || int64(len(p)) > im.size-off {
-		return fail(ErrCorrupt, op, nid, off, "%d bytes reach beyond the end of the image (%d bytes)", len(p), im.size)
+// check makes sure that n bytes at off are in the place.
+func (c *metaCache) check(op string, nid uint64, off int64, n int) error {
+	if off < 0 || off > c.size || int64(n) > c.size-off {
+		return fail(ErrCorrupt, op, nid, off, "%d bytes reach beyond the end of the %s (%d bytes)", n, c.place, c.size)
+	}
+	return nil
+}
+
+// read fills p with the metadata at byte address off. A range that leaves the
+// place is ErrCorrupt.
+func (c *metaCache) read(op string, nid uint64, p []byte, off int64) error {
+	if err := c.check(op, nid, off, len(p)); err != nil {
+		return err
 	}
 	for len(p) > 0 {
-		b, err := im.meta.at(off)
+		b, err := c.at(off)
 		if err != nil {
-			return im.readError(op, nid, off, err)
+			return readError(op, nid, off, err)
 		}
 		n := copy(p, b)
 		p, off = p[n:], off+int64(n)
@@ -94,34 +110,31 @@ func (im *Image) metaRead(op string, nid uint64, p []byte, off int64) error {
 	return nil
 }
 
-// metaView returns n bytes of metadata at byte address off, from the cache
-// without a copy where they lie in one unit, which they always do when the
-// range lies in one block. The caller must not change them. n is bounded by
-// the caller, not by the image.
-func (im *Image) metaView(op string, nid uint64, off int64, n int) ([]byte, error) {
-	if off < 0 || off > im.size || int64(n) > im.size-off {
-		return nil, fail(ErrCorrupt, op, nid, off, "%d bytes reach beyond the end of the image (%d bytes)", n, im.size)
+// view returns n bytes of metadata at byte address off, from the cache without
+// a copy where they lie in one unit, which they always do when the range lies
+// in one block. The caller must not change them. n is bounded by the caller,
+// not by the image.
+func (c *metaCache) view(op string, nid uint64, off int64, n int) ([]byte, error) {
+	if err := c.check(op, nid, off, n); err != nil || n == 0 {
+		return nil, err
 	}
-	if n == 0 {
-		return nil, nil
-	}
-	b, err := im.meta.at(off)
+	b, err := c.at(off)
 	if err != nil {
-		return nil, im.readError(op, nid, off, err)
+		return nil, readError(op, nid, off, err)
 	}
 	if len(b) >= n {
 		return b[:n:n], nil
 	}
 	p := make([]byte, n)
-	if err := im.metaRead(op, nid, p, off); err != nil {
+	if err := c.read(op, nid, p, off); err != nil {
 		return nil, err
 	}
 	return p, nil
 }
 
-// readError classifies a failed read of a device: one that ended early is
-// ErrCorrupt, anything else an I/O error kept as it is.
-func (im *Image) readError(op string, nid uint64, off int64, err error) error {
+// readError classifies a failed read: one that ended early is ErrCorrupt,
+// anything else an I/O error, or one of a special inode, kept as it is.
+func readError(op string, nid uint64, off int64, err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fail(ErrCorrupt, op, nid, off, "the device ends early")
 	}

@@ -17,7 +17,7 @@ import (
 func TestMetaCache(t *testing.T) {
 	const size = 5*metaUnitMin + 100
 	dev := &tracer{b: pattern(size)}
-	c := newMetaCache(dev, size, 12, 3*metaUnitMin) // rounds down to two units
+	c := newMetaCache(placeImage, dev, size, 12, 3*metaUnitMin) // rounds down to two units
 	if len(c.slots) != 2 {
 		t.Fatalf("%d slots, want 2", len(c.slots))
 	}
@@ -59,7 +59,7 @@ func TestMetaCacheSizes(t *testing.T) {
 		{12, 0, 14, 1},
 		{12, -5, 14, 1},
 	} {
-		m := newMetaCache(nil, 0, c.blkBits, c.bytes)
+		m := newMetaCache(placeImage, nil, 0, c.blkBits, c.bytes)
 		if m.unitBits != c.unitBits || len(m.slots) != c.slots {
 			t.Errorf("%+v: 2^%d bytes × %d", c, m.unitBits, len(m.slots))
 		}
@@ -70,7 +70,7 @@ func TestMetaCacheSizes(t *testing.T) {
 func TestMetaCacheError(t *testing.T) {
 	broken := errors.New("not now")
 	dev := &flaky{b: pattern(metaUnitMin), err: broken}
-	c := newMetaCache(dev, metaUnitMin, 12, 0)
+	c := newMetaCache(placeImage, dev, metaUnitMin, 12, 0)
 	if _, err := c.at(0); !errors.Is(err, broken) {
 		t.Errorf("error %v, want %v", err, broken)
 	}
@@ -99,11 +99,11 @@ func TestMetaBounds(t *testing.T) {
 		off int64
 		n   int
 	}{{-1, 1}, {craftSize, 1}, {craftSize - 1, 2}, {1 << 62, 1}, {craftSize + 1, 0}} {
-		_, err := im.metaView("test", 1, c.off, c.n)
+		_, err := im.meta.view("test", 1, c.off, c.n)
 		wantError(t, err, ErrCorrupt, "beyond the end")
-		wantError(t, im.metaRead("test", 1, make([]byte, c.n), c.off), ErrCorrupt, "beyond the end")
+		wantError(t, im.meta.read("test", 1, make([]byte, c.n), c.off), ErrCorrupt, "beyond the end")
 	}
-	if b, err := im.metaView("test", 1, craftSize, 0); err != nil || len(b) != 0 {
+	if b, err := im.meta.view("test", 1, craftSize, 0); err != nil || len(b) != 0 {
 		t.Errorf("nothing at the end: %v, %v", b, err)
 	}
 }

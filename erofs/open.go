@@ -19,8 +19,14 @@ type Image struct {
 	blkBits uint  // 9 <= blkBits <= 16
 	blkSize int64 // 1 << blkBits
 	sb      Superblock
-	lz4     lz4Config
-	meta    *metaCache
+
+	meta    *metaCache // of the primary device
+	metabox *metaCache // of the metabox's data; nil: there is none
+	packed  *Inode     // nil: there is none
+	recent  inodeCache
+
+	algorithms uint16 // that files may use: bits of disk.AlgLZ4, ...
+	decoded    *DecodedCache
 
 	devices    []deviceSlot
 	deviceMask uint16 // of the device ids in chunk indexes
@@ -28,6 +34,7 @@ type Image struct {
 
 	prefixes    []xattrPrefix
 	fingerprint uint8 // name index of the image's own fingerprints; 0: there are none
+	xattrFilter bool  // inodes' attributes come with a Bloom filter of their names
 
 	root int64 // byte address of nid 0; 0 <= root <= size
 }
@@ -40,6 +47,7 @@ type Option func(*options)
 type options struct {
 	devices   []Device
 	metaBytes int
+	decoded   *DecodedCache
 }
 
 // WithDevices gives the extra devices of a multi-device image in the order of
@@ -50,23 +58,31 @@ func WithDevices(d ...Device) Option {
 }
 
 // WithMetadataCache bounds the memory kept for metadata, in bytes, 4 MiB by
-// default. At least one unit of 16 KiB, or of one block, is kept.
+// default; images with a metabox keep as much of that in addition. At least one
+// unit of 16 KiB, or of one block, is kept.
 func WithMetadataCache(bytes int) Option {
 	return func(o *options) { o.metaBytes = bytes }
 }
 
+// WithDecodedCache gives the cache of decompressed data, which images may share;
+// by default all images of the process share one of 32 MiB.
+func WithDecodedCache(c *DecodedCache) Option {
+	return func(o *options) { o.decoded = c }
+}
+
 // Open reads the superblock of the image of size bytes in r and checks that
-// everything it announces is supported and that its root is a directory.
-// Nothing else is read. r must be safe for concurrent use, as io.ReaderAt says.
+// everything it announces is supported and that its root is a directory. But
+// for what those need, nothing else is read. r must be safe for concurrent use,
+// as io.ReaderAt says.
 //
 // Errors: ErrFormat, ErrUnsupported, ErrCorrupt, ErrInvalid for a number of
 // devices other than the image's, or what r returned.
 func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
-	o := options{metaBytes: defaultMetaCache}
+	o := options{metaBytes: defaultMetaCache, decoded: defaultDecoded}
 	for _, opt := range opts {
 		opt(&o)
 	}
-	im := &Image{id: imageIDs.Add(1), r: r, size: size}
+	im := &Image{id: imageIDs.Add(1), r: r, size: size, decoded: o.decoded}
 	sb, err := im.loadSuperblock(o.metaBytes)
 	if err != nil {
 		return nil, err
@@ -81,6 +97,9 @@ func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
 	if err := im.loadDevices(sb, o.devices); err != nil {
 		return nil, err
 	}
+	if err := im.loadSpecial(o.metaBytes); err != nil {
+		return nil, err
+	}
 	if err := im.loadXattrPrefixes(sb); err != nil {
 		return nil, err
 	}
@@ -92,6 +111,40 @@ func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
 		return nil, root.corrupt("root", noOffset, "it is not a directory (mode %#o)", root.Mode)
 	}
 	return im, nil
+}
+
+// loadSpecial opens the inodes that hold other inodes' data: the packed inode
+// and the metabox. Neither is in the metabox, the packed inode has no fragments
+// (see zTail), and the metabox may have some, so that they never wait for
+// themselves.
+//
+// Source: erofs_fc_fill_super in fs/erofs/super.c of Linux 7.2.
+func (im *Image) loadSpecial(metaBytes int) (err error) {
+	if im.sb.PackedNID != 0 {
+		if im.packed, err = im.special("packed inode", im.sb.PackedNID); err != nil {
+			return err
+		}
+	}
+	if im.sb.FeatureIncompat&disk.IncompatMetabox == 0 {
+		return nil
+	}
+	in, err := im.special("metabox", im.sb.MetaboxNID)
+	if err != nil {
+		return err
+	}
+	im.metabox = newMetaCache(placeMetabox, in, in.Size, im.blkBits, metaBytes)
+	return nil
+}
+
+func (im *Image) special(op string, nid uint64) (*Inode, error) {
+	in, err := im.Inode(nid)
+	if err != nil {
+		return nil, err
+	}
+	if !in.IsRegular() {
+		return nil, in.corrupt(op, noOffset, "it is not a regular file (mode %#o)", in.Mode)
+	}
+	return in, nil
 }
 
 // Superblock returns the decoded superblock.

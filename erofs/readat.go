@@ -63,7 +63,7 @@ func (in *Inode) readRaw(p []byte, off, want int64) (int64, error) {
 		case extentHole:
 			clear(p[done : done+n])
 		case extentTail:
-			err = im.metaRead("inline data", in.NID, p[done:done+n], e.addr)
+			err = in.area.read("inline data", in.NID, p[done:done+n], e.addr)
 		case extentData:
 			err = im.readData(in, p[done:done+in.padded(e, n, off+done, int64(len(p))-done)], e.dev, e.addr)
 		}
@@ -101,8 +101,7 @@ type Extent struct {
 }
 
 // Extent returns the run that holds off, from off on: a hole, or data up to
-// the next hole, though maybe less. The rest of a compressed file is one run
-// of data. At the end of the file the error is io.EOF.
+// the next hole, though maybe less. At the end of the file the error is io.EOF.
 //
 // A hole of any length costs the image only a few bytes, so whoever reads
 // untrusted files whole should skip holes by this.
@@ -114,7 +113,7 @@ func (in *Inode) Extent(off int64) (Extent, error) {
 		return Extent{}, io.EOF
 	}
 	if in.Layout.Compressed() {
-		return Extent{Off: off, Len: in.Size - off}, nil
+		return in.compressedRun(off)
 	}
 	e, err := in.extentAt(off, extentWant)
 	if err != nil {
@@ -125,3 +124,24 @@ func (in *Inode) Extent(off int64) (Extent, error) {
 
 // extentWant bounds how far Extent looks for the end of a run, in bytes.
 const extentWant = 64 << 20
+
+// compressedRun is Extent for a compressed inode.
+func (in *Inode) compressedRun(off int64) (Extent, error) {
+	z, err := in.compression()
+	if err != nil {
+		return Extent{}, err
+	}
+	m := zMapper{in: in, z: z}
+	e, err := m.first(off)
+	if err != nil {
+		return Extent{}, err
+	}
+	run := Extent{Off: off, Len: e.end - off, Hole: e.kind == zHole}
+	for e.end < in.Size && run.Len < extentWant {
+		if e, err = m.extent(); err != nil || (e.kind == zHole) != run.Hole {
+			break // an error is met again when the next run is asked for
+		}
+		run.Len = e.end - off
+	}
+	return run, nil //nolint:nilerr // what is known of the run is right
+}

@@ -16,6 +16,7 @@ type Superblock struct {
 	Inodes          uint64 // as mkfs counted them; not checked
 	RootNID         uint64
 	PackedNID       uint64 // of the packed inode, 0: none
+	MetaboxNID      uint64 // of the metabox, 0: none
 	UUID            [16]byte
 	VolumeName      string
 	BuildTime       int64 // of mkfs, seconds since 1970
@@ -42,7 +43,7 @@ func (s *Superblock) TotalBlocks() uint64 {
 // the image is supported and not cut off. It sets up the metadata cache, which
 // later steps of Open need.
 //
-// Source: erofs_read_superblock in fs/erofs/super.c of Linux 6.18.
+// Source: erofs_read_superblock in fs/erofs/super.c of Linux 7.2.
 func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
 	const op, off = "superblock", disk.SuperBlockOffset
 	if im.size < off+disk.SuperBlockSize {
@@ -65,7 +66,7 @@ func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
 	}
 	im.blkBits = uint(sb.BlockBits)
 	im.blkSize = 1 << im.blkBits
-	im.meta = newMetaCache(im.r, im.size, im.blkBits, metaBytes)
+	im.meta = newMetaCache(placeImage, im.r, im.size, im.blkBits, metaBytes)
 
 	if err := im.checkChecksum(sb); err != nil {
 		return nil, err
@@ -76,21 +77,28 @@ func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
 	if sb.DirBlockBits != 0 {
 		return nil, fail(ErrUnsupported, op, 0, off, "directory blocks of another size (dirblkbits %d)", sb.DirBlockBits)
 	}
-	if sb.FeatureCompat&disk.CompatSharedEAInMetabox != 0 {
-		return nil, fail(ErrCorrupt, op, 0, off, "shared_ea_in_metabox without a metabox")
-	}
 	if end := off + disk.SuperBlockSize + int64(sb.ExtSlots)*disk.ExtSlotSize; end > im.size {
 		return nil, fail(ErrCorrupt, op, 0, off, "%d extension slots reach beyond the end of the image", sb.ExtSlots)
 	}
-	if need := int64(sb.Blocks) << im.blkBits; im.size < need {
-		return nil, fail(ErrCorrupt, op, 0, noOffset, "the image is cut off: %d of %d bytes", im.size, need)
+	if sb.ExtSlots > 0 {
+		raw = make([]byte, disk.SuperBlockMax)
+		if err := im.meta.read(op, 0, raw, off); err != nil {
+			return nil, err
+		}
+		sb.Decode(raw)
+	}
+	if err := checkSpecial(sb); err != nil {
+		return nil, err
+	}
+	blocks, root := rootAndBlocks(sb)
+	if blocks > uint64(im.size)>>im.blkBits {
+		return nil, fail(ErrCorrupt, op, 0, noOffset, "the image is cut off: %d bytes of %d blocks of %d", im.size, blocks, im.blkSize)
 	}
 	im.sb = Superblock{
 		BlockSize:       int(im.blkSize),
-		Blocks:          uint64(sb.Blocks),
+		Blocks:          blocks,
 		Inodes:          sb.Inodes,
-		RootNID:         uint64(sb.RootNID),
-		PackedNID:       sb.PackedNID,
+		RootNID:         root,
 		UUID:            sb.UUID,
 		VolumeName:      cString(sb.VolumeName[:]),
 		BuildTime:       sb.Epoch + int64(sb.BuildTime),
@@ -102,7 +110,40 @@ func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
 		XattrBlkAddr:    sb.XattrBlkAddr,
 		Checksum:        sb.Checksum,
 	}
+	if sb.FeatureIncompat&disk.IncompatFragments != 0 {
+		im.sb.PackedNID = sb.PackedNID
+	}
+	if sb.FeatureIncompat&disk.IncompatMetabox != 0 {
+		im.sb.MetaboxNID = sb.MetaboxNID
+	}
 	return sb, nil
+}
+
+// rootAndBlocks are the fields that the 48bit feature widens. An image may have
+// the feature and still the short fields.
+func rootAndBlocks(sb *disk.SuperBlock) (blocks, root uint64) {
+	if sb.FeatureIncompat&disk.Incompat48Bit != 0 && sb.RootNID8 != 0 {
+		return uint64(sb.RB)<<32 | uint64(sb.Blocks), sb.RootNID8
+	}
+	return uint64(sb.Blocks), uint64(sb.RB)
+}
+
+// checkSpecial refuses special inodes that could not be read: in the metabox,
+// which is not open yet then.
+func checkSpecial(sb *disk.SuperBlock) error {
+	const op, off = "superblock", disk.SuperBlockOffset
+	metabox := sb.FeatureIncompat&disk.IncompatMetabox != 0
+	switch {
+	case metabox && sb.ExtSlots == 0:
+		return fail(ErrCorrupt, op, 0, off, "the metabox feature without a nid of the metabox")
+	case metabox && inMetabox(sb.MetaboxNID):
+		return fail(ErrCorrupt, op, 0, off, "the metabox is in itself")
+	case !metabox && sb.FeatureCompat&disk.CompatSharedEAInMetabox != 0:
+		return fail(ErrCorrupt, op, 0, off, "shared_ea_in_metabox without a metabox")
+	case sb.FeatureIncompat&disk.IncompatFragments != 0 && inMetabox(sb.PackedNID):
+		return fail(ErrCorrupt, op, 0, off, "the packed inode is in the metabox")
+	}
+	return nil
 }
 
 // castagnoli is the polynomial of the superblock's checksum.
@@ -123,7 +164,7 @@ func (im *Image) checkChecksum(sb *disk.SuperBlock) error {
 		n -= disk.SuperBlockOffset
 	}
 	b := make([]byte, n) // at most 64 KiB
-	if err := im.metaRead("superblock", 0, b, disk.SuperBlockOffset); err != nil {
+	if err := im.meta.read("superblock", 0, b, disk.SuperBlockOffset); err != nil {
 		return err
 	}
 	clear(b[4:8])

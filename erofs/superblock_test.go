@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"slices"
@@ -43,16 +44,12 @@ func TestOpenRefuses(t *testing.T) {
 		{"block size too small", func(c *craft) { c.sb.BlockBits = 8 }, ErrUnsupported, "2^8"},
 		{"block size too large", func(c *craft) { c.sb.BlockBits = 17 }, ErrUnsupported, "2^17"},
 		{"unknown feature", func(c *craft) { c.sb.FeatureIncompat = 0x40000200 }, ErrUnsupported, "0x40000200"},
-		{"ztailpacking", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatZtailpacking }, ErrUnsupported, "ztailpacking"},
-		{"fragments", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatFragments }, ErrUnsupported, "fragments, dedupe"},
-		{"48bit", func(c *craft) { c.sb.FeatureIncompat = disk.Incompat48Bit }, ErrUnsupported, "48bit"},
-		{"metabox", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatMetabox }, ErrUnsupported, "metabox"},
-		{"several", func(c *craft) {
-			c.sb.FeatureIncompat = disk.Incompat48Bit | disk.IncompatZtailpacking | disk.IncompatChunkedFile
-		}, ErrUnsupported, "ztailpacking, 48bit"},
-		{"LZMA", algorithms(1 << disk.AlgLZMA), ErrUnsupported, "LZMA compression"},
-		{"DEFLATE", algorithms(1<<disk.AlgDeflate | 1), ErrUnsupported, "DEFLATE compression"},
-		{"Zstandard", algorithms(1 << disk.AlgZstd), ErrUnsupported, "Zstandard compression"},
+		{"metabox in an old superblock", func(c *craft) { c.sb.FeatureIncompat = disk.IncompatMetabox }, ErrCorrupt, "without a nid"},
+		{"metabox in itself", metabox(1<<63 | 5), ErrCorrupt, "in itself"},
+		{"metabox outside", metabox(1 << 40), ErrCorrupt, "beyond the end"},
+		{"metabox no file", metabox(craftRoot), ErrCorrupt, "not a regular file"},
+		{"packed inode in a metabox", packed(1<<63 | 5), ErrCorrupt, "packed inode is in the metabox"},
+		{"packed inode no file", packed(craftRoot), ErrCorrupt, "not a regular file"},
 		{"unknown algorithm", algorithms(0x100), ErrUnsupported, "0x100"},
 		{"no LZ4 record", algorithms(1), ErrCorrupt, "empty record"},
 		{"short LZ4 record", func(c *craft) {
@@ -66,12 +63,12 @@ func TestOpenRefuses(t *testing.T) {
 		}, ErrCorrupt, "257 blocks"},
 		{"directory blocks", func(c *craft) { c.sb.DirBlockBits = 1 }, ErrUnsupported, "dirblkbits"},
 		{"shared xattrs in no metabox", func(c *craft) { c.sb.FeatureCompat = disk.CompatSharedEAInMetabox }, ErrCorrupt, "metabox"},
-		{"cut off", func(c *craft) { c.sb.Blocks = 9 }, ErrCorrupt, "32768 of 36864 bytes"},
+		{"cut off", func(c *craft) { c.sb.Blocks = 9 }, ErrCorrupt, "32768 bytes of 9 blocks"},
 		{"metadata outside", func(c *craft) { c.sb.MetaBlkAddr = 9 }, ErrCorrupt, "metadata start"},
 		{"metadata far outside", func(c *craft) { c.sb.MetaBlkAddr = 1<<32 - 1 }, ErrCorrupt, "metadata start"},
-		{"root outside", func(c *craft) { c.sb.RootNID = 65535 }, ErrCorrupt, "beyond the end"},
+		{"root outside", func(c *craft) { c.sb.RB = 65535 }, ErrCorrupt, "beyond the end"},
 		{"root no directory", func(c *craft) { c.file(craftRoot, modeRegular, FlatPlain, 0, 0) }, ErrCorrupt, "not a directory"},
-		{"root without a type", func(c *craft) { c.sb.RootNID = 90 }, ErrCorrupt, "no file type"},
+		{"root without a type", func(c *craft) { c.sb.RB = 90 }, ErrCorrupt, "no file type"},
 		{"checksum", func(c *craft) { c.sb.FeatureCompat = disk.CompatSBChecksum }, ErrCorrupt, "checksum"},
 		{"device table outside", func(c *craft) {
 			c.sb.FeatureIncompat, c.sb.ExtraDevices, c.sb.DevtSlotOff = disk.IncompatDeviceTable, 65535, 65535
@@ -102,6 +99,18 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// metabox makes an image announce a metabox.
+func metabox(nid uint64) func(c *craft) {
+	return func(c *craft) {
+		c.sb.FeatureIncompat, c.sb.ExtSlots, c.sb.MetaboxNID = disk.IncompatMetabox, 1, nid
+	}
+}
+
+// packed makes an image announce a packed inode.
+func packed(nid uint64) func(c *craft) {
+	return func(c *craft) { c.sb.FeatureIncompat, c.sb.PackedNID = disk.IncompatFragments, nid }
+}
+
 // algorithms makes an image announce compression algorithms.
 func algorithms(bits uint16) func(c *craft) {
 	return func(c *craft) { c.sb.FeatureIncompat, c.sb.ComprAlgs = disk.IncompatComprCfgs, bits }
@@ -114,12 +123,12 @@ func TestChecksum(t *testing.T) {
 		b := make([]byte, 128<<10)
 		sb := disk.SuperBlock{
 			Magic: disk.Magic, BlockBits: bits, FeatureCompat: disk.CompatSBChecksum,
-			MetaBlkAddr: uint32(66 << 10 >> bits), RootNID: 64,
+			MetaBlkAddr: uint32(66 << 10 >> bits), RB: 64,
 		}
 		if bits == 16 {
 			sb.MetaBlkAddr = 1
 		}
-		root := int64(sb.MetaBlkAddr)<<bits + int64(sb.RootNID)*disk.InodeSlotSize
+		root := int64(sb.MetaBlkAddr)<<bits + int64(sb.RB)*disk.InodeSlotSize
 		raw, _ := binary.Append(nil, binary.LittleEndian, disk.InodeCompact{Mode: modeDir, NB: 2})
 		copy(b[root:], raw)
 		raw, _ = binary.Append(nil, binary.LittleEndian, sb)
@@ -138,20 +147,44 @@ func TestChecksum(t *testing.T) {
 	}
 }
 
-// The LZ4 parameters come from the superblock or from the record behind it.
-func TestLZ4Config(t *testing.T) {
-	c := newCraft(t)
-	c.sb.ComprAlgs = 60000
-	if got, want := c.mustOpen().lz4, (lz4Config{60000, 1}); got != want {
-		t.Errorf("old image: %+v, want %+v", got, want)
+// The records of all algorithms follow each other behind the superblock, also
+// behind its extension slots, and each is checked.
+func TestCompressionConfigs(t *testing.T) {
+	good := []any{
+		disk.LZ4Cfgs{MaxDistance: 4096, MaxPclusterBlks: 16},
+		disk.LZMACfgs{DictSize: 8 << 20},
+		disk.DeflateCfgs{WindowBits: 15},
+		disk.ZstdCfgs{WindowLog: 10},
 	}
-	algorithms(1)(c)
-	c.sb.ExtSlots = 1
-	behind := int64(disk.SuperBlockOffset + disk.SuperBlockSize + disk.ExtSlotSize)
-	c.put(behind, uint16(disk.LZ4CfgsSize))
-	c.put(behind+2, disk.LZ4Cfgs{MaxDistance: 4096, MaxPclusterBlks: 16})
-	if got, want := c.mustOpen().lz4, (lz4Config{4096, 16}); got != want {
-		t.Errorf("record: %+v, want %+v", got, want)
+	open := func(slots uint8, cfgs []any) error {
+		c := newCraft(t)
+		c.sb.ExtSlots = slots
+		c.configs(cfgs...)
+		_, err := c.open()
+		return err
+	}
+	for _, slots := range []uint8{0, 1, 3} {
+		if err := open(slots, good); err != nil {
+			t.Errorf("%d extension slots: %v", slots, err)
+		}
+	}
+	for _, c := range []struct {
+		bad  any
+		kind error
+		text string
+	}{
+		{disk.LZ4Cfgs{MaxPclusterBlks: 257}, ErrCorrupt, "257 blocks"},
+		{disk.LZMACfgs{DictSize: 8<<20 + 1}, ErrCorrupt, "8388609 bytes"},
+		{disk.LZMACfgs{DictSize: 4095}, ErrCorrupt, "4095 bytes"},
+		{disk.LZMACfgs{DictSize: 4096, Format: 2}, ErrUnsupported, "LZMA format 0x2"},
+		{disk.DeflateCfgs{WindowBits: 16}, ErrUnsupported, "2^16"},
+		{disk.ZstdCfgs{Format: 1}, ErrUnsupported, "Zstandard format 0x1"},
+		{disk.ZstdCfgs{WindowLog: 11}, ErrUnsupported, "2^21"},
+	} {
+		cfgs := slices.Clone(good)
+		i := slices.IndexFunc(cfgs, func(g any) bool { return fmt.Sprintf("%T", g) == fmt.Sprintf("%T", c.bad) })
+		cfgs[i] = c.bad
+		wantError(t, open(0, cfgs), c.kind, c.text)
 	}
 }
 

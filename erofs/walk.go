@@ -12,7 +12,8 @@ const (
 	maxPath  = 64 << 10
 )
 
-// maxCompression bounds what LZ4 can make of a byte (255).
+// maxCompression is how many bytes of directories a byte of the image may hold.
+// The nids in entries differ, so that none compresses better.
 const maxCompression = 256
 
 // Walk calls fn for every entry of the tree but "." and "..", the root first

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/xxh32"
 )
 
 // Xattr is an extended attribute with its full name, such as "user.comment"
@@ -37,21 +38,49 @@ func (in *Inode) Xattrs() ([]Xattr, error) {
 //
 // Errors: ErrNoXattr, those of the format, or what the device returned.
 func (in *Inode) Xattr(name string) ([]byte, error) {
+	absent, err := in.lacksXattr(name)
+	if err != nil {
+		return nil, err
+	}
 	var value []byte
-	err := in.eachXattr(func(e xattrEntry) bool {
-		if in.im.xattrHasName(e, name) {
-			value = append([]byte{}, e.value...)
-			return false
-		}
-		return true
-	})
+	if !absent {
+		err = in.eachXattr(func(e xattrEntry) bool {
+			if in.im.xattrHasName(e, name) {
+				value = append([]byte{}, e.value...)
+				return false
+			}
+			return true
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
 	if value == nil {
-		return nil, &FormatError{Op: "xattr", NID: in.NID, Off: noOffset, Err: ErrNoXattr}
+		return nil, errNoXattr
 	}
 	return value, nil
+}
+
+// errNoXattr is not made anew for each call: the kernel asks for attributes that
+// few files have.
+var errNoXattr error = &FormatError{Op: "xattr", Off: noOffset, Err: ErrNoXattr}
+
+// lacksXattr reports whether the inode surely has no attribute of that name:
+// names that the format can't have, and those that the inode's Bloom filter
+// excludes.
+//
+// Source: erofs_getxattr in fs/erofs/xattr.c of Linux 7.2.
+func (in *Inode) lacksXattr(name string) (bool, error) {
+	index, rest := splitXattrName(name)
+	if index == 0 || in.xattrSize == 0 {
+		return true, nil
+	}
+	if !in.im.xattrFilter {
+		return false, nil
+	}
+	head, err := in.xattrHead()
+	bit := xxh32.Sum(rest, disk.XattrFilterSeed+uint32(index)) % disk.XattrFilterBits
+	return head.NameFilter>>bit&1 != 0, err
 }
 
 // The value of an image's own fingerprint: a tag and the raw digest.

@@ -10,37 +10,43 @@ type xattrEntry struct {
 	value []byte
 }
 
+// xattrHead is the checked header behind an inode with attributes: then come the
+// ids of the shared ones and, up to xattrSize bytes, the inline entries.
+func (in *Inode) xattrHead() (head disk.XattrHeader, err error) {
+	const op = "xattr"
+	if in.xattrSize == disk.XattrHeaderSize {
+		return head, in.unsupported(op, "a header without entries")
+	}
+	start := in.base + in.headSize
+	raw, err := in.area.view(op, in.NID, start, disk.XattrHeaderSize)
+	if err != nil {
+		return head, err
+	}
+	head.Decode(raw)
+	if ids := int64(head.SharedCount) * disk.XattrSharedIDSize; ids > in.xattrSize-disk.XattrHeaderSize {
+		return head, in.corrupt(op, start, "%d shared attributes do not fit in %d bytes", head.SharedCount, in.xattrSize)
+	}
+	return head, nil
+}
+
 // eachXattr calls fn with the inode's attributes, inline ones before shared
-// ones, until it returns false.
-//
-// Behind the inode there are a header, the ids of the shared attributes and,
-// up to xattrSize bytes, the inline entries. A shared id counts words from the
-// start of the shared area.
+// ones, until it returns false. A shared id counts words from the start of the
+// shared area.
 //
 // Source: erofs_xattr_iter_inline and erofs_xattr_iter_shared in
-// fs/erofs/xattr.c of Linux 6.18.
+// fs/erofs/xattr.c of Linux 7.2.
 func (in *Inode) eachXattr(fn func(xattrEntry) bool) error {
-	const op = "xattr"
 	if in.xattrSize == 0 {
 		return nil
 	}
-	start := in.base + in.headSize
-	if in.xattrSize == disk.XattrHeaderSize {
-		return in.unsupported(op, "a header without entries")
-	}
-	raw, err := in.im.metaView(op, in.NID, start, disk.XattrHeaderSize)
+	head, err := in.xattrHead()
 	if err != nil {
 		return err
 	}
-	var head disk.XattrHeader
-	head.Decode(raw)
+	start := in.base + in.headSize
 	ids := start + disk.XattrHeaderSize
 	entries := ids + int64(head.SharedCount)*disk.XattrSharedIDSize
-	end := start + in.xattrSize
-	if entries > end {
-		return in.corrupt(op, start, "%d shared attributes do not fit in %d bytes", head.SharedCount, in.xattrSize)
-	}
-	if more, err := in.inlineXattrs(entries, end, fn); err != nil || !more {
+	if more, err := in.inlineXattrs(entries, start+in.xattrSize, fn); err != nil || !more {
 		return err
 	}
 	return in.sharedXattrs(ids, int(head.SharedCount), fn)
@@ -50,7 +56,7 @@ func (in *Inode) eachXattr(fn func(xattrEntry) bool) error {
 // when fn wants no more.
 func (in *Inode) inlineXattrs(off, end int64, fn func(xattrEntry) bool) (more bool, err error) {
 	for off < end { // both are multiples of 4, and so is every step
-		e, size, err := in.xattrAt(off, end)
+		e, size, err := in.xattrAt(in.area, off, end)
 		if err != nil {
 			return false, err
 		}
@@ -65,13 +71,17 @@ func (in *Inode) inlineXattrs(off, end int64, fn func(xattrEntry) bool) (more bo
 // sharedXattrs calls fn with the entries whose n ids are at address ids.
 func (in *Inode) sharedXattrs(ids int64, n int, fn func(xattrEntry) bool) error {
 	im := in.im
-	area := int64(im.sb.XattrBlkAddr) << im.blkBits
+	area := im.meta
+	if im.sb.FeatureCompat&disk.CompatSharedEAInMetabox != 0 {
+		area = im.metabox // Open has made sure that there is one
+	}
+	start := int64(im.sb.XattrBlkAddr) << im.blkBits
 	for i := range n { // at most 255
-		raw, err := im.metaView("xattr", in.NID, ids+int64(i)*disk.XattrSharedIDSize, disk.XattrSharedIDSize)
+		raw, err := in.area.view("xattr", in.NID, ids+int64(i)*disk.XattrSharedIDSize, disk.XattrSharedIDSize)
 		if err != nil {
 			return err
 		}
-		e, _, err := in.xattrAt(area+int64(le.Uint32(raw))*disk.XattrSharedIDSize, im.size)
+		e, _, err := in.xattrAt(area, start+int64(le.Uint32(raw))*disk.XattrSharedIDSize, area.size)
 		if err != nil {
 			return err
 		}
@@ -82,11 +92,11 @@ func (in *Inode) sharedXattrs(ids int64, n int, fn func(xattrEntry) bool) error 
 	return nil
 }
 
-// xattrAt reads the entry at off, which must end at limit or before. size is
-// its length with padding.
-func (in *Inode) xattrAt(off, limit int64) (e xattrEntry, size int64, err error) {
+// xattrAt reads the entry at off of area, which must end at limit or before.
+// size is its length with padding.
+func (in *Inode) xattrAt(area *metaCache, off, limit int64) (e xattrEntry, size int64, err error) {
 	const op = "xattr"
-	raw, err := in.im.metaView(op, in.NID, off, disk.XattrEntrySize)
+	raw, err := area.view(op, in.NID, off, disk.XattrEntrySize)
 	if err != nil {
 		return e, 0, err
 	}
@@ -97,7 +107,7 @@ func (in *Inode) xattrAt(off, limit int64) (e xattrEntry, size int64, err error)
 	if int64(n) > limit-off {
 		return e, 0, in.corrupt(op, off, "an attribute of %d bytes where %d are left", n, limit-off)
 	}
-	if raw, err = in.im.metaView(op, in.NID, off, n); err != nil {
+	if raw, err = area.view(op, in.NID, off, n); err != nil {
 		return e, 0, err
 	}
 	value := disk.XattrEntrySize + int(head.NameLen)

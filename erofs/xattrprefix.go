@@ -1,6 +1,10 @@
 package erofs
 
-import "github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+import (
+	"strings"
+
+	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+)
 
 // basePrefixes are the name prefixes by name index. An attribute with another
 // index has no name in Linux and is hidden.
@@ -28,20 +32,27 @@ func basePrefix(index uint8) string {
 	return ""
 }
 
+// splitXattrName takes a full name apart into the name index of its prefix and
+// the rest; index 0 is none.
+func splitXattrName(name string) (index uint8, rest string) {
+	for i, prefix := range basePrefixes { // none is the beginning of another
+		if prefix != "" && strings.HasPrefix(name, prefix) {
+			return uint8(i), name[len(prefix):]
+		}
+	}
+	return 0, ""
+}
+
 // loadXattrPrefixes reads the table of long name prefixes: at most 255
-// length-prefixed records of at most 256 bytes. It is in the primary device:
-// only images with the fragments or the metabox feature, which are refused
-// before, may have it in a packed inode or in the metabox.
+// length-prefixed records of at most 256 bytes.
 //
-// Source: erofs_xattr_prefixes_init in fs/erofs/xattr.c of Linux 6.18.
+// Source: erofs_xattr_prefixes_init in fs/erofs/xattr.c of Linux 7.2.
 func (im *Image) loadXattrPrefixes(sb *disk.SuperBlock) error {
 	const op = "xattr prefixes"
-	if sb.FeatureIncompat&disk.IncompatXattrPrefixes == 0 {
-		return nil
-	}
-	off := int64(sb.PrefixStart) * 4
+	im.xattrFilter = sb.FeatureCompat&disk.CompatXattrFilter != 0 && sb.FilterReserved == 0
+	area, off := im.prefixArea(), int64(sb.PrefixStart)*4
 	for range int(sb.PrefixCount) {
-		record, next, err := im.metaRecord(op, off)
+		record, next, err := area.record(op, off)
 		if err != nil {
 			return err
 		}
@@ -63,4 +74,18 @@ func (im *Image) loadXattrPrefixes(sb *disk.SuperBlock) error {
 		im.fingerprint = disk.XattrLongPrefix | sb.IsharePrefixID
 	}
 	return nil
+}
+
+// prefixArea is where the table of long name prefixes is: in a special inode, if
+// the image has one, unless the plain_xattr_pfx feature says that it is not.
+func (im *Image) prefixArea() *metaCache {
+	switch {
+	case im.sb.FeatureCompat&disk.CompatPlainXattrPrefix != 0:
+		return im.meta
+	case im.metabox != nil:
+		return im.metabox
+	case im.packed != nil:
+		return newMetaCache(placePacked, im.packed, im.packed.Size, im.blkBits, 0)
+	}
+	return im.meta
 }

@@ -1,16 +1,13 @@
 package erofs
 
-import (
-	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
-	"github.com/erofs-csi/erofs-csi/erofs/internal/lz4"
-)
+import "sync"
 
 const (
-	// zBatch bounds how many pclusters are read at once; 64 of the smallest
-	// usual size are 256 KiB, from where on a larger read is no faster.
-	zBatch = 64
-	// zReadMax bounds the bytes read at once: a whole pcluster always fits.
-	zReadMax = disk.PclusterMaxSize
+	// zBatch bounds how many pclusters are read at once.
+	zBatch = 256
+	// zAlone is the size in bytes from where on a pcluster of which only a part is
+	// wanted is read by itself, by one reader for all that wait for it.
+	zAlone = 256 << 10
 )
 
 // zRead is one call of readCompressed: bytes [off, end) of the file to p.
@@ -19,172 +16,168 @@ type zRead struct {
 	z        *zState
 	p        []byte
 	off, end int64
+	batch    [zBatch]zExtent
 }
+
+var zReads = sync.Pool{New: func() any { return new(zRead) }}
 
 // readCompressed fills p from offset off of a compressed inode. The caller
 // guarantees 0 <= off and off+len(p) <= in.Size, and len(p) > 0. It returns
 // how many bytes precede an error.
 //
-// Neighbouring pclusters are read from the device at once, in whole blocks,
-// into a page-aligned buffer, and decoded straight into p. An extent of which
-// p wants only the middle is decoded aside; see zStream.
+// Neighbouring pclusters are read from the device at once and decoded straight
+// into p, by several goroutines where it pays. Those of which p wants only a
+// part are decoded in the image's DecodedCache.
 //
-// Work is bounded by len(p) and, for the extents at both ends of it,
-// disk.PclusterMaxSize read and disk.PclusterMaxDecoded decoded; memory by
-// zReadMax and a zStream.
+// Work is bounded by len(p), for an extent in the middle of which p starts or
+// ends disk.PclusterMaxSize read and disk.PclusterMaxDecoded decoded, and for
+// parts of pclusters one of disk.PclusterMaxSize read for each partialMin bytes.
+// Memory is bounded by 2 * zReadMax and the cache.
 func (in *Inode) readCompressed(p []byte, off int64) (int, error) {
 	z, err := in.compression()
 	if err != nil {
 		return 0, err
 	}
-	r := zRead{in: in, z: z, p: p, off: off, end: off + int64(len(p))}
-	m := zMapper{in: in, z: z, end: r.end}
-	e, err := m.first(off)
-	if err != nil {
-		return 0, err
-	}
-	if r.kept(e) {
-		if e.end >= r.end {
-			return len(p), nil
-		}
-		off = e.end
-		if e, err = m.extent(); err != nil {
-			return int(off - r.off), err
-		}
-	}
-	var array [zBatch]zExtent
-	for {
-		batch := append(array[:0], e)
-		size := r.wanted(e)
-		for e.end < r.end && len(batch) < zBatch && size == e.pa+e.plen-batch[0].pa {
-			if e, err = m.extent(); err != nil {
-				break // after what precedes it
-			}
-			n := r.wanted(e)
-			if e.pa != batch[0].pa+size || size+n > zReadMax {
-				break
-			}
-			batch = append(batch, e)
-			size += n
-		}
-		done, readErr := r.batch(batch, size)
-		if readErr != nil {
-			return int(max(done-r.off, 0)), readErr
-		}
-		if done >= r.end {
-			return len(p), nil
-		}
-		if err == nil && e.la < done { // e was the last of the batch
-			e, err = m.extent()
-		}
-		if err != nil {
-			return int(done - r.off), err
-		}
-	}
+	r := zReads.Get().(*zRead)
+	r.in, r.z, r.p, r.off, r.end = in, z, p, off, off+int64(len(p))
+	done, err := r.read()
+	r.in, r.z, r.p = nil, nil, nil
+	zReads.Put(r)
+	return int(max(done-off, 0)), err
 }
 
-// batch reads and decodes extents whose pclusters follow one another on the
-// device, size bytes in all. It returns where in the file it got to.
-func (r *zRead) batch(batch []zExtent, size int64) (int64, error) {
-	buf := getBuffer(size)
-	defer buf.put()
-	src := buf.b[:size]
-	if err := r.in.im.readData(r.in, src, 0, batch[0].pa); err != nil {
-		return batch[0].la, err
-	}
-	for i := range batch {
-		e := &batch[i]
-		n := min(e.plen, int64(len(src)))
-		if err := r.decode(e, src[:n:n]); err != nil {
-			return e.la, err
+// read returns where in the file it got to.
+func (r *zRead) read() (int64, error) {
+	m := zMapper{in: r.in, z: r.z}
+	e, err := m.first(r.off)
+	done := r.off
+	for err == nil {
+		batch, size := r.batch[:0], int64(0)
+		for err == nil && r.joins(batch, size, &e) {
+			batch = append(batch, e)
+			if size += e.plen; e.end >= r.end {
+				break
+			}
+			e, err = m.extent() // an error is met after what precedes it
 		}
-		src = src[n:]
+		if len(batch) > 0 {
+			var batchErr error
+			if done, batchErr = r.decodeBatch(batch, size); batchErr != nil {
+				return done, batchErr
+			}
+		} else {
+			if err = r.alone(&e); err != nil {
+				return max(e.la, r.off), err
+			}
+			if done = e.end; done < r.end {
+				e, err = m.extent()
+			}
+		}
+		if done >= r.end {
+			return r.end, nil
+		}
+	}
+	return done, err
+}
+
+// joins reports whether extent e is read together with those of batch, whose
+// pclusters have size bytes.
+func (r *zRead) joins(batch []zExtent, size int64, e *zExtent) bool {
+	if !e.stored() || e.inline || r.partly(e) && (e.plen >= zAlone || r.inCache(e)) {
+		return false
+	}
+	if len(batch) == 0 {
+		return true
+	}
+	return len(batch) < zBatch && e.pa == batch[0].pa+size && size+e.plen <= zReadMax
+}
+
+// partly reports whether p wants only a part of what a pcluster decodes to.
+func (r *zRead) partly(e *zExtent) bool {
+	return e.compressed() && (e.la < r.off || e.end > r.end)
+}
+
+// part is the place of extent e in p, and the first byte of e that is wanted.
+func (r *zRead) part(e *zExtent) (dst []byte, skip int64) {
+	return r.p[max(e.la-r.off, 0) : min(e.end, r.end)-r.off], max(r.off-e.la, 0)
+}
+
+// alone reads extent e by itself.
+func (r *zRead) alone(e *zExtent) error {
+	in := r.in
+	dst, skip := r.part(e)
+	switch {
+	case e.kind == zHole:
+		clear(dst)
+		return nil
+	case e.kind == zPacked:
+		if n, err := in.im.packed.ReadAt(dst, e.pa+skip); n < len(dst) {
+			return &FormatError{Op: "fragment", NID: in.NID, Off: e.la, Err: err}
+		}
+		return nil
+	case r.partly(e):
+		return r.viaCache(e, nil)
+	}
+	src, buf, err := in.pcluster(e)
+	if err == nil {
+		err = r.decode(e, src)
+	}
+	if buf != nil {
+		buf.put()
+	}
+	return err
+}
+
+// pcluster reads the pcluster of an extent. The caller puts buf back, if there
+// is one, also after an error.
+func (in *Inode) pcluster(e *zExtent) (src []byte, buf *zBuffer, err error) {
+	if e.inline {
+		src, err = in.area.view("inline pcluster", in.NID, e.pa, int(e.plen)) // at most a block
+		return src, nil, err
+	}
+	return in.im.readPclusters(in, e.pa, e.plen)
+}
+
+// decodeBatch reads and decodes extents whose pclusters follow one another on
+// the device, size bytes in all. It returns where in the file it got to.
+func (r *zRead) decodeBatch(batch []zExtent, size int64) (int64, error) {
+	src, buf, err := r.in.im.readPclusters(r.in, batch[0].pa, size)
+	defer buf.put()
+	if err != nil {
+		return max(batch[0].la, r.off), err
+	}
+	first := batch[0].pa
+	failed, err := zParallel(batch, func(e *zExtent) error {
+		return r.decode(e, src[e.pa-first:][:e.plen:e.plen])
+	})
+	if err != nil {
+		return max(batch[failed].la, r.off), err
 	}
 	return batch[len(batch)-1].end, nil
 }
 
-// wanted is how many bytes of e's pcluster have to be read: all, or as many as
-// can be needed for the bytes of e that are wanted.
-//
-// In the worst block each byte costs a byte, one of length for each 255, and
-// the token and the offset that the first sequence spends on nothing. The
-// literals of the last sequence may reach behind what is wanted, so that its
-// length takes a byte for each 255 of the pcluster. Zeros in front are less
-// than a block.
-func (r *zRead) wanted(e zExtent) int64 {
-	if e.plain || r.keep(&e) {
-		return e.plen
-	}
-	n := min(e.end, r.end) - e.la
-	n += n/255 + e.plen/255 + 32 + r.in.im.blkSize
-	return min(e.plen, roundUp(n, r.in.im.blkSize))
-}
-
-// decode puts what is wanted of e in its place in p. src is its pcluster, or
-// the first wanted bytes of it.
+// decode puts what is wanted of e in its place in p. src is its pcluster.
 func (r *zRead) decode(e *zExtent, src []byte) error {
-	skip := max(r.off-e.la, 0)
-	dst := r.p[max(e.la-r.off, 0) : min(e.end, r.end)-r.off]
-	if e.plain {
-		plainPart(dst, src, skip, e.la, r.in.im.blkSize, r.z.interlaced)
+	dst, skip := r.part(e)
+	if e.plain() {
+		plainPart(dst, src, skip, e.la, r.in.im.blkSize, e.kind == zInterlaced)
 		return nil
+	}
+	if r.partly(e) {
+		return r.viaCache(e, src)
 	}
 	src, err := r.in.strip(e, src)
 	if err != nil {
 		return err
 	}
-	if skip == 0 && !r.keep(e) {
-		n, err := lz4.Decode(dst, src)
-		return r.in.decoded(e, n, len(dst), err)
+	var d zDecoder
+	defer d.stop()
+	n := 0
+	if err = d.start(e.kind, src, e.partial); err == nil {
+		n, err = d.decode(dst, 0)
 	}
-	return r.stream(e, src, dst, skip)
-}
-
-// plainPart copies len(dst) bytes, from byte skip of the extent on, out of a
-// plain pcluster; the extent starts at la and fits in src. Shifted data start
-// with the pcluster. Interlaced data keep their place in the block, and those
-// that would come behind it are in front.
-//
-// Source: z_erofs_transform_plain in fs/erofs/decompressor.c of Linux 6.18.
-func plainPart(dst, src []byte, skip, la, blkSize int64, interlaced bool) {
-	if !interlaced {
-		copy(dst, src[skip:])
-		return
+	if err == nil && n < len(dst) {
+		err = errShort
 	}
-	// The first part fills the last block of the pcluster from la's place on;
-	// the rest is at the start of the pcluster.
-	right := blkSize - la&(blkSize-1)
-	if skip < right {
-		n := copy(dst, src[int64(len(src))-right+skip:])
-		dst, skip = dst[n:], skip+int64(n)
-	}
-	if len(dst) > 0 {
-		copy(dst, src[skip-right:])
-	}
-}
-
-// strip removes the zeros in front of a compressed pcluster, which images with
-// the 0padding feature have there, less than a block of them. No LZ4 block
-// starts with a zero: it would be a match with nothing before it.
-func (in *Inode) strip(e *zExtent, src []byte) ([]byte, error) {
-	if in.im.sb.FeatureIncompat&disk.IncompatLZ4ZeroPadding == 0 {
-		return src, nil
-	}
-	for i := range src[:min(int64(len(src)), in.im.blkSize)] {
-		if src[i] != 0 {
-			return src[i:], nil
-		}
-	}
-	return nil, in.corrupt("compressed data", e.pa, "a block of zeros instead of compressed data")
-}
-
-// decoded turns the result of decoding want bytes of e into an error.
-func (in *Inode) decoded(e *zExtent, n, want int, err error) error {
-	switch {
-	case err != nil:
-		return in.corrupt("compressed data", e.pa, "LZ4 data are invalid after %d of %d bytes", n, want)
-	case n < want:
-		return in.corrupt("compressed data", e.pa, "LZ4 data end after %d of %d bytes", n, want)
-	}
-	return nil
+	return r.in.badData(e, err)
 }

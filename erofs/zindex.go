@@ -4,11 +4,14 @@ import "github.com/erofs-csi/erofs-csi/erofs/internal/disk"
 
 // lcluster is one decoded index.
 type lcluster struct {
-	kind   uint8  // disk.LclusterPlain, ...
-	ofs    uint32 // heads: where the extent starts in the lcluster, below its size
-	blk    uint32 // heads: first block of the pcluster
-	back   int64  // NONHEAD: distance to an earlier lcluster of the extent, at least 1
-	blocks int64  // NONHEAD: blocks of the pcluster, if given here; else 0
+	kind    uint8  // disk.LclusterPlain, ...
+	partial bool   // heads: the extent is only the first part of the pcluster's data
+	hole    bool   // heads: the extent is zeros that are stored nowhere
+	ofs     uint32 // heads: where the extent starts in the lcluster, below its size
+	blk     uint32 // heads: first block of the pcluster
+	back    int64  // NONHEAD: distance to an earlier lcluster of the extent, at least 1
+	blocks  int64  // NONHEAD: blocks of the pcluster; 0: not given here
+	behind  int64  // byte address behind the index, or behind its pack
 }
 
 func (l *lcluster) head() bool { return l.kind != disk.LclusterNonhead }
@@ -24,28 +27,26 @@ func (z *zState) load(in *Inode, lcn int64) (lcluster, error) {
 }
 
 // loadFull reads an index of 8 bytes. Source: z_erofs_load_full_lcluster in
-// fs/erofs/zmap.c of Linux 6.18.
+// fs/erofs/zmap.c of Linux 7.2.
 func (z *zState) loadFull(in *Inode, lcn int64) (lcluster, error) {
 	pos := z.index + lcn*disk.LclusterIndexSize
-	b, err := in.im.metaView("compression index", in.NID, pos, disk.LclusterIndexSize)
+	b, err := in.area.view("compression index", in.NID, pos, disk.LclusterIndexSize)
 	if err != nil {
 		return lcluster{}, err
 	}
 	var li disk.LclusterIndex
 	li.Decode(b)
-	l := lcluster{kind: uint8(li.Advise & disk.LclusterTypeMask)}
+	l := lcluster{kind: uint8(li.Advise & disk.LclusterTypeMask), behind: pos + disk.LclusterIndexSize}
 	if !l.head() {
 		return l, z.nonhead(in, &l, uint32(li.Delta0()), pos)
 	}
-	if li.Advise&disk.LclusterPartialRef != 0 {
-		return l, in.unsupported("compression index", "deduplicated extents (a part of a pcluster)")
-	}
+	l.partial, l.hole = li.Advise&disk.LclusterPartialRef != 0, li.Advise&disk.LclusterHole != 0
 	l.ofs, l.blk = uint32(li.ClusterOfs), li.BlkAddr
 	return l, z.checkHead(in, &l, pos)
 }
 
 // loadCompact reads an index from its pack of 2 or 16. Source:
-// z_erofs_load_compact_lcluster in fs/erofs/zmap.c of Linux 6.18.
+// z_erofs_load_compact_lcluster in fs/erofs/zmap.c of Linux 7.2.
 func (z *zState) loadCompact(in *Inode, lcn int64) (lcluster, error) {
 	const entry4B, entry2B = disk.Pack4BSize / disk.Pack4BEntries, disk.Pack2BSize / disk.Pack2BEntries
 	pos := z.index
@@ -64,7 +65,7 @@ func (z *zState) loadCompact(in *Inode, lcn int64) (lcluster, error) {
 		i = n & 1
 		pos += z.initial*entry4B + z.packed*entry2B + (n-i)*entry4B
 	}
-	b, err := in.im.metaView("compression index", in.NID, pos, int(size))
+	b, err := in.area.view("compression index", in.NID, pos, int(size))
 	if err != nil {
 		return lcluster{}, err
 	}
@@ -74,7 +75,7 @@ func (z *zState) loadCompact(in *Inode, lcn int64) (lcluster, error) {
 	}
 
 	kind, lo := p.entry(int(i))
-	l := lcluster{kind: kind}
+	l := lcluster{kind: kind, behind: pos + size}
 	if !l.head() {
 		last := disk.Pack4BEntries - 1
 		if size == disk.Pack2BSize {
@@ -118,9 +119,6 @@ func (z *zState) nonhead(in *Inode, l *lcluster, delta uint32, pos int64) error 
 func (z *zState) checkHead(in *Inode, l *lcluster, pos int64) error {
 	if l.ofs >= 1<<z.lbits {
 		return in.corrupt("compression index", pos, "an extent starts %d bytes into its lcluster of %d", l.ofs, 1<<z.lbits)
-	}
-	if l.kind == disk.LclusterHead2 && !z.head2 {
-		return in.unsupported("compression index", "a second compression algorithm")
 	}
 	return nil
 }

@@ -105,59 +105,6 @@ func zTree(t testing.TB, goFiles int) string {
 	return root
 }
 
-// zCounts is how often each way to store data occurred: a test over an image
-// without one of them would say nothing about it.
-type zCounts struct {
-	files, full, compact             int // inodes with such indexes
-	lz4, big, plain, shifted, offset int // extents; shifted and offset: plain ones that start inside a block
-	long                             int // extents of more than 2 MiB
-	initial, packed, trailing        int // compact indexes of each part
-}
-
-func (c *zCounts) add(in *Inode) error {
-	z, err := in.compression()
-	if err != nil {
-		return err
-	}
-	c.files++
-	if in.Layout == CompressedFull {
-		c.full++
-	} else {
-		c.compact++
-		c.initial += int(min(z.initial, z.count))
-		c.packed += int(z.packed)
-		c.trailing += int(max(z.count-z.initial-z.packed, 0))
-	}
-	m := zMapper{in: in, z: z, end: in.Size}
-	e, err := m.first(0)
-	for {
-		if err != nil {
-			return err
-		}
-		if e.plain {
-			c.plain++
-			if e.la%in.im.blkSize != 0 {
-				c.offset++
-				if !z.interlaced {
-					c.shifted++
-				}
-			}
-		} else {
-			c.lz4++
-			if e.plen > in.im.blkSize {
-				c.big++
-			}
-			if e.end-e.la > 2<<20 {
-				c.long++
-			}
-		}
-		if e.end == in.Size {
-			return nil
-		}
-		e, err = m.extent()
-	}
-}
-
 // openFile opens an image file until the test's end.
 func openFile(t testing.TB, path string) *Image {
 	t.Helper()
@@ -179,11 +126,11 @@ func openFile(t testing.TB, path string) *Image {
 
 // equalKernel compares every compressed file of an image with the kernel's
 // mount of it, whole in several steps and at random, by concurrent readers.
-func equalKernel(t *testing.T, path string, reads int) zCounts {
+func equalKernel(t *testing.T, path string, reads int) ZCounts {
 	t.Helper()
 	mnt := images.KernelMount(t, path)
 	im := openFile(t, path)
-	var c zCounts
+	c := make(ZCounts)
 	err := im.Walk(func(name string, in *Inode) error {
 		if !in.IsRegular() || !in.Layout.Compressed() {
 			return nil
@@ -196,7 +143,7 @@ func equalKernel(t *testing.T, path string, reads int) zCounts {
 			t.Errorf("%s: %d bytes, the kernel has %d", name, in.Size, len(want))
 			return nil
 		}
-		if err := c.add(in); err != nil {
+		if err := c.Add(in); err != nil {
 			return err
 		}
 		var wg sync.WaitGroup
@@ -209,8 +156,8 @@ func equalKernel(t *testing.T, path string, reads int) zCounts {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.files < 60 {
-		t.Fatalf("only %d files are compressed", c.files)
+	if c["files"] < 60 {
+		t.Fatalf("only %d files are compressed", c["files"])
 	}
 	return c
 }
@@ -263,8 +210,8 @@ func TestCompressedEqualsKernel(t *testing.T) {
 		{"-zlz4 -b512", [2]int{1, 6}, []string{"-C512", c4, c64}},
 		{"-zlz4 -b1024 -Elegacy-compress", [2]int{1, 6}, []string{"-C1024", c64}},
 	}
-	var all zCounts
-	padded, unpadded, missed := 0, 0, 0
+	all := make(ZCounts)
+	missed := 0
 	for _, mkfs := range images.AllMkfs(t) {
 		for _, row := range rows {
 			for _, size := range row.sizes {
@@ -276,26 +223,24 @@ func TestCompressedEqualsKernel(t *testing.T) {
 				t.Run(mkfs.String()+"/"+strings.Join(opts, " "), func(t *testing.T) {
 					path := images.Build(t, mkfs, opts, tree)
 					if openFile(t, path).sb.FeatureIncompat&disk.IncompatLZ4ZeroPadding != 0 {
-						padded++
+						all["0padding"]++
 					} else {
-						unpadded++
+						all["no 0padding"]++
 					}
 					c := equalKernel(t, path, 30)
 					t.Logf("%+v", c)
-					if c.lz4 == 0 || c.plain == 0 {
-						t.Errorf("some kind of pcluster did not occur: %+v", c)
+					if c["LZ4"] == 0 || c["shifted"] == 0 {
+						t.Errorf("some kind of pcluster did not occur: %v", c)
 					}
-					if big := size != row.sizes[0]; (c.big != 0) != big {
-						t.Errorf("%d big pclusters with %s", c.big, size)
+					if big := size != row.sizes[0]; (c["big"] != 0) != big {
+						t.Errorf("%d big pclusters with %s", c["big"], size)
 					}
-					if legacy := strings.Contains(row.opts, "legacy"); legacy != (c.full == c.files) || legacy == (c.compact == c.files) {
-						t.Errorf("the indexes are of the wrong kind: %+v", c)
+					if legacy := strings.Contains(row.opts, "legacy"); legacy != (c["full"] == c["files"]) || legacy == (c["compact"] == c["files"]) {
+						t.Errorf("the indexes are of the wrong kind: %v", c)
 					}
-					all.shifted += c.shifted
-					all.long += c.long
-					all.initial += c.initial
-					all.packed += c.packed
-					all.trailing += c.trailing
+					for name, n := range c {
+						all[name] += n
+					}
 					missed--
 				})
 			}
@@ -304,10 +249,12 @@ func TestCompressedEqualsKernel(t *testing.T) {
 	if missed > 0 {
 		return // failed, or not asked for
 	}
-	if all.shifted == 0 || all.long == 0 || all.initial == 0 || all.packed == 0 || all.trailing == 0 || padded == 0 {
-		t.Errorf("something never occurred: %+v, %d images with 0padding", all, padded)
+	for _, name := range []string{"offset", "long", "initial", "packed", "trailing", "0padding"} {
+		if all[name] == 0 {
+			t.Errorf("%q never occurred: %v", name, all)
+		}
 	}
-	if old := images.AllMkfs(t)[0]; !old.AtLeast(1, 8) && unpadded == 0 {
+	if old := images.AllMkfs(t)[0]; !old.AtLeast(1, 8) && all["no 0padding"] == 0 {
 		t.Errorf("no image of %s is without 0padding", old)
 	}
 }
@@ -343,7 +290,7 @@ func TestInterlacedEqualsKernel(t *testing.T) {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	if c := equalKernel(t, path, 30); c.offset == 0 || c.shifted != 0 {
+	if c := equalKernel(t, path, 30); c["offset"] == 0 || c["shifted"] != 0 {
 		t.Errorf("no interlaced pclusters across two blocks: %+v", c)
 	}
 }

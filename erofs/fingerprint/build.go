@@ -44,8 +44,8 @@ var ErrForged = errors.New("the image's own fingerprint is not that of the conte
 var errBudget = errors.New("the image's files claim more than 256 times its size")
 
 // MaxRatio bounds the work: the files hashed hold at most this many bytes for each
-// byte of the image. LZ4 cannot compress better than 255:1, so that only images
-// with huge holes come near it; a few hundred bytes can claim exabytes of zeros.
+// byte of the image. Only images that are nearly all zeros come near it: a hole of
+// exabytes costs a few bytes, and 4 KiB can decompress to 12 MiB of one byte.
 const MaxRatio = 256
 
 // Build hashes files, as Files lists them, with one worker a CPU, in the order of

@@ -31,8 +31,8 @@ func (f *FS) ReadNodes() []NodeUse {
 	list = append(list, f.merged.uses()...)
 	for _, t := range *f.trees.Load() {
 		t.mu.Lock()
-		for nid := range t.read {
-			id := treeNode(t.slot, nid)
+		for ino := range t.read {
+			id := treeNode(t.slot, ino)
 			list = append(list, NodeUse{Path: id.path(), Files: 1})
 		}
 		t.mu.Unlock()

@@ -306,7 +306,7 @@ func TestNodeIDsKeepTheirKinds(t *testing.T) {
 		{contentNode(0), kindContent},
 		{contentNode(1<<44 - 1), kindContent},
 		{treeNode(1, 0), kindTree},
-		{treeNode(maxSlot, 1<<nidBits-1), kindTree},
+		{treeNode(maxSlot, 1<<inoBits-1), kindTree},
 		{mergedBit, kindMerged},
 		{mergedBit | 1<<44, kindMerged},
 	} {
@@ -314,7 +314,7 @@ func TestNodeIDsKeepTheirKinds(t *testing.T) {
 			t.Errorf("%x: kind %d, want %d", c.id, c.id.kind(), c.kind)
 		}
 	}
-	if id := treeNode(maxSlot, 12345); id.slot() != maxSlot || id.nid() != 12345 {
-		t.Errorf("slot %d, nid %d", id.slot(), id.nid())
+	if id := treeNode(maxSlot, 12345); id.slot() != maxSlot || id.ino() != 12345 {
+		t.Errorf("slot %d, ino %d", id.slot(), id.ino())
 	}
 }

@@ -77,7 +77,7 @@ func (g *mergedNodes) join(slot uint32, shared *share.Inode, in *erofs.Inode) (n
 		g.next++
 		g.byKey[k], g.byID[n.id] = n, n
 	}
-	n.files[treeNode(slot, in.NID)] = struct{}{}
+	n.files[treeNode(slot, in.Image().Ino(in.NID))] = struct{}{}
 	n.nlookup++
 	return n.id, n.attr, nil
 }

@@ -13,16 +13,16 @@ import (
 )
 
 // tree is an image shown as a directory tree. Its nodes are not kept: a node id
-// names the image and the nid, and each request reads the inode from the image's
+// names the image and the inode number, and each request reads the inode from the image's
 // metadata cache.
 type tree struct {
 	slot   uint32
-	root   uint64
+	root   uint64 // inode number
 	member *share.Member
 	super  erofs.Superblock
 
 	mu   sync.Mutex
-	read map[uint64]struct{} // nids of unmerged files that were read; GUARDED_BY(mu)
+	read map[uint64]struct{} // inode numbers of unmerged files that were read; GUARDED_BY(mu)
 }
 
 // AddTree shows an image of the domain below the root. It returns the path of its
@@ -33,7 +33,7 @@ func (f *FS) AddTree(m *share.Member) (path string, err error) {
 	t := &tree{member: m, read: make(map[uint64]struct{})}
 	err = m.Do(func(im *erofs.Image) error {
 		t.super = im.Superblock()
-		t.root = t.super.RootNID
+		t.root = im.Ino(t.super.RootNID)
 		return nil
 	})
 	if err != nil {
@@ -71,7 +71,7 @@ func (f *FS) inode(id nodeID, fn func(*tree, *erofs.Image, *erofs.Inode) error) 
 		return syscall.ESTALE
 	}
 	return t.member.Do(func(im *erofs.Image) error {
-		in, err := im.Inode(id.nid())
+		in, err := im.Inode(im.NID(id.ino()))
 		if err != nil {
 			return err
 		}
@@ -105,8 +105,9 @@ func (f *FS) treeLookup(dir nodeID, name string, out *fuse.EntryOut) fuse.Status
 // child is the node that stands for an inode of the image: a merged one, counted
 // as referenced, where it may share its pages with other trees, else its own.
 func (f *FS) child(t *tree, im *erofs.Image, nid uint64) (nodeID, fuse.Attr, error) {
-	if nid >= 1<<nidBits {
-		return 0, fuse.Attr{}, fmt.Errorf("%w: nid %d in a tree, the largest is 2^%d", erofs.ErrUnsupported, nid, nidBits)
+	ino := im.Ino(nid)
+	if ino >= 1<<inoBits {
+		return 0, fuse.Attr{}, fmt.Errorf("%w: inode %d in a tree, the largest is 2^%d", erofs.ErrUnsupported, ino, inoBits)
 	}
 	in, err := im.Inode(nid)
 	if err != nil {
@@ -117,7 +118,7 @@ func (f *FS) child(t *tree, im *erofs.Image, nid uint64) (nodeID, fuse.Attr, err
 			return f.merged.join(t.slot, shared, in)
 		}
 	}
-	id := treeNode(t.slot, nid)
+	id := treeNode(t.slot, ino)
 	return id, inodeAttr(id, in), nil
 }
 
@@ -146,7 +147,7 @@ func (f *FS) treeAttr(id nodeID) (attr fuse.Attr, errno syscall.Errno) {
 
 func (f *FS) treeRead(id nodeID, buf []byte, off uint64) (n int, err error) {
 	err = f.inode(id, func(t *tree, _ *erofs.Image, in *erofs.Inode) error {
-		t.noteRead(id.nid())
+		t.noteRead(id.ino())
 		if off >= uint64(in.Size) {
 			return nil
 		}
@@ -156,10 +157,10 @@ func (f *FS) treeRead(id nodeID, buf []byte, off uint64) (n int, err error) {
 	return n, err
 }
 
-func (t *tree) noteRead(nid uint64) {
+func (t *tree) noteRead(ino uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.read[nid] = struct{}{}
+	t.read[ino] = struct{}{}
 }
 
 func (f *FS) treeStatFs(id nodeID, out *fuse.StatfsOut) fuse.Status {
@@ -222,7 +223,7 @@ func (f *FS) list(in *fuse.ReadIn, add func(*tree, *erofs.Image, erofs.Dirent, f
 		return dir.ReadDir(int64(in.Offset), func(d erofs.Dirent) bool {
 			return add(t, im, d, fuse.DirEntry{
 				Name: d.Name, Off: uint64(d.Next),
-				Ino:  uint64(treeNode(t.slot, d.NID)),
+				Ino:  uint64(treeNode(t.slot, im.Ino(d.NID))),
 				Mode: direntMode(d.Type),
 			})
 		})

@@ -32,7 +32,7 @@ func TestVerdicts(t *testing.T) {
 	tab.compare("slow", "µs", "kernel", sample{6}, sample{2}, atMost(2.5))
 	tab.compare("clean", "MB", "kernel", sample{0}, sample{9}, none())
 	tab.compare("loud", "MB", "kernel", sample{1, 2, 3}, nil, nil)
-	rep := &report{Fronts: []*table{tab}}
+	rep := &report{Tables: []*table{tab}}
 	for i, want := range []string{"met", "missed", "met", ""} {
 		if got := tab.Rows[i].Verdict; got != want {
 			t.Errorf("%s: %q, want %q", tab.Rows[i].Name, got, want)

@@ -70,13 +70,16 @@ func hash(path string) (c content, err error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return c, err
 	}
-	h := sha256.New()
-	if c.size, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20)); err != nil {
-		return c, err
-	}
-	h.Sum(c.sum[:0])
+	c, err = hashReader(f)
 	c.ino = st.Ino
-	return c, nil
+	return c, err
+}
+
+func hashReader(r io.Reader) (c content, err error) {
+	h := sha256.New()
+	c.size, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{r}, make([]byte, 1<<20))
+	h.Sum(c.sum[:0])
+	return c, err
 }
 
 // verify reads every file of a mounted image and compares it with what the image
@@ -97,6 +100,22 @@ func (im *image) verify(ctx context.Context, dir string) error {
 	}
 	if len(got) != len(im.want) {
 		return fmt.Errorf("%s: %d files, want %d", im.name, len(got), len(im.want))
+	}
+	return nil
+}
+
+// same makes sure that r has what the file of that name had.
+func (im *image) same(name string, r io.Reader) error {
+	want, ok := im.want[name]
+	if !ok {
+		return fmt.Errorf("%s: %s is too much", im.name, name)
+	}
+	c, err := hashReader(r)
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", im.name, name, err)
+	}
+	if c.sum != want.sum || c.size != want.size {
+		return fmt.Errorf("%s: %s has other content than the file it was made of", im.name, name)
 	}
 	return nil
 }

@@ -43,6 +43,16 @@ func (b *bench) makeImages(ctx context.Context) error {
 		}
 		b.ideal = newIdeal(b.pair[0].want, b.pair[1].want)
 	}
+	if b.wants("codecs") {
+		if err := b.makeCoded(ctx, trees[0]); err != nil {
+			return err
+		}
+	}
+	if b.wants("metadata") {
+		if err := b.makeInodes(ctx); err != nil {
+			return err
+		}
+	}
 	return os.RemoveAll(filepath.Join(b.work, "trees"))
 }
 
@@ -105,7 +115,7 @@ func syncFile(path string) error {
 // imageInfos describes the images that were made.
 func (b *bench) imageInfos() []imageInfo {
 	var infos []imageInfo
-	for _, im := range []*image{b.plain, b.lz4, b.small10k, b.pair[0], b.pair[1]} {
+	for _, im := range append([]*image{b.plain, b.lz4, b.small10k, b.pair[0], b.pair[1], b.inodes}, b.coded...) {
 		if im == nil {
 			continue
 		}

@@ -4,13 +4,15 @@
 //
 // It measures what a node does with images: cold sequential reads, warm opens of
 // small files, the page cache that two images of one domain take, cold walks, and
-// the time until a mount is ready. Each workload runs in turns, ours, the kernel's,
+// the time until a mount is ready. And it measures package erofs by itself, reading
+// a tree by each codec and a great many inodes, against fsck.erofs and a new mount
+// of the kernel's. Each workload runs in turns, ours, the kernel's,
 // the kernel's, ours, and so on, and the medians are compared, so that a slow
 // minute of the machine hits both alike. Nothing is measured before every file of
 // each image was read through both mounts and its SHA-256 was found to be that of
 // the tree the image was made of.
 //
-// The reader is this process, which serves no file system; it reads by raw system
+// The reader of mounts is this process, which serves no file system; it reads by raw system
 // calls into one buffer, so that Go's runtime is no part of what is measured.
 //
 // Trees: two directories in $BENCH_TREES (or -trees), the versions of one image,
@@ -143,12 +145,18 @@ func run(ctx context.Context, o *options) (_ *report, err error) {
 		return nil, err
 	}
 	rep.Images = b.imageInfos()
-	for _, front := range o.fronts {
-		table, err := b.measureFront(ctx, front)
-		if err != nil {
-			return nil, fmt.Errorf("front %s: %w", front, err)
+	for _, front := range append([]string{""}, o.fronts...) {
+		list := workloads()
+		if front == "" {
+			list = packageWorkloads()
 		}
-		rep.Fronts = append(rep.Fronts, table)
+		table, err := b.measure(ctx, front, list)
+		if err != nil {
+			return nil, err
+		}
+		if len(table.Rows) > 0 {
+			rep.Tables = append(rep.Tables, table)
+		}
 	}
 	return rep, nil
 }

@@ -32,7 +32,7 @@ func (b *bench) measureWalk(ctx context.Context, t *table) (err error) {
 			return nil
 		}
 	}
-	if err := turns(ctx, b.rounds, [2]func() error{side(ours), side(kernels)}); err != nil {
+	if err := turns(ctx, b.rounds, side(ours), side(kernels)); err != nil {
 		return err
 	}
 	if entries[ours] != entries[kernels] {

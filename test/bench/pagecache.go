@@ -64,7 +64,7 @@ func (b *bench) measureCache(ctx context.Context, t *table) (err error) {
 			return fmt.Errorf("the kernel takes pages away as fast as they are read: give the machine more free memory than %.0f MB", mb(b.ideal.plain))
 		}
 	}
-	if err := turns(ctx, b.rounds, [2]func() error{side(ours), side(kernels)}); err != nil {
+	if err := turns(ctx, b.rounds, side(ours), side(kernels)); err != nil {
 		return err
 	}
 	best := sample{mb(b.ideal.bytes)}

@@ -29,11 +29,16 @@ type fileSet struct {
 
 // openSet lists the files of an image mounted at dir, in the order of their names.
 func openSet(im *image, dir string) (_ *fileSet, err error) {
-	s := &fileSet{dir: dir}
 	names, err := regularFiles(dir)
 	if err != nil {
 		return nil, err
 	}
+	return openNames(im, dir, names)
+}
+
+// openNames is openSet for files whose names are known.
+func openNames(im *image, dir string, names []string) (_ *fileSet, err error) {
+	s := &fileSet{dir: dir}
 	for _, name := range names {
 		s.names = append(s.names, append([]byte(name), 0))
 		s.sizes = append(s.sizes, im.want[name].size)

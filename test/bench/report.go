@@ -27,7 +27,7 @@ type report struct {
 	ErofsCSI  string      `json:"erofsCSI"`
 	Rounds    int         `json:"rounds"`
 	Images    []imageInfo `json:"images"`
-	Fronts    []*table    `json:"fronts"`
+	Tables    []*table    `json:"tables"`
 }
 
 // imageInfo describes an image that was measured.
@@ -38,9 +38,9 @@ type imageInfo struct {
 	ImageSize int64  `json:"imageSize"` // of the image file
 }
 
-// table is what was measured with one front.
+// table is what was measured with one front, or of package erofs by itself.
 type table struct {
-	Front string   `json:"front"`
+	Front string   `json:"front,omitempty"`
 	Rows  []*row   `json:"rows"`
 	Notes []string `json:"notes,omitempty"`
 }
@@ -49,7 +49,7 @@ type table struct {
 type row struct {
 	Name      string `json:"name"`
 	Unit      string `json:"unit"`
-	Reference string `json:"reference"` // what the second sample is: "kernel" or "ideal"
+	Reference string `json:"reference"` // what the second sample is: "kernel", "fsck.erofs" or "ideal"
 	Ours      *side  `json:"ours"`
 	Other     *side  `json:"other"`
 	// Ratio is the median of ours divided by that of the other.
@@ -128,7 +128,7 @@ func (t *table) note(format string, args ...any) {
 
 // count counts the rows with a verdict.
 func (rep *report) count(verdict string) (n int) {
-	for _, t := range rep.Fronts {
+	for _, t := range rep.Tables {
 		for _, r := range t.Rows {
 			if r.Verdict == verdict {
 				n++

@@ -59,7 +59,7 @@ func (b *bench) measureSequential(ctx context.Context, t *table, im *image, what
 			return nil
 		}
 	}
-	if err := turns(ctx, b.rounds, [2]func() error{side(ours), side(kernels)}); err != nil {
+	if err := turns(ctx, b.rounds, side(ours), side(kernels)); err != nil {
 		return err
 	}
 	t.compare("cold sequential read, "+what, "GB/s", "kernel", cold[ours], cold[kernels], g)

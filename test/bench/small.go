@@ -34,7 +34,7 @@ func (b *bench) measureSmall(ctx context.Context, t *table) (err error) {
 			return nil
 		}
 	}
-	if err := turns(ctx, smallFactor*b.rounds, [2]func() error{side(ours), side(kernels)}); err != nil {
+	if err := turns(ctx, smallFactor*b.rounds, side(ours), side(kernels)); err != nil {
 		return err
 	}
 	t.compare(fmt.Sprintf("warm open+read+close of %d small files", len(r.sets[ours][0].names)), "µs/file", "kernel",

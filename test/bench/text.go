@@ -18,8 +18,12 @@ func (rep *report) writeText(w io.Writer) error {
 		images = append(images, []string{i.Name, fmt.Sprint(i.Files), fmt.Sprintf("%.1f", mb(i.Bytes)), fmt.Sprintf("%.1f", mb(i.ImageSize))})
 	}
 	grid(&b, images, 1)
-	for _, t := range rep.Fronts {
-		fmt.Fprintf(&b, "\n--front %s\n\n", t.Front)
+	for _, t := range rep.Tables {
+		title := "--front " + t.Front
+		if t.Front == "" {
+			title = "package erofs"
+		}
+		fmt.Fprintf(&b, "\n%s\n\n", title)
 		t.write(&b)
 	}
 	fmt.Fprintf(&b, "\nGoals: %d met, %d missed.\n", rep.count("met"), rep.count("missed"))

@@ -17,6 +17,10 @@ type walker struct {
 	list           [32 << 10]byte // of getdents64(2), as much as libc's readdir(3) asks for
 	st             unix.Stat_t
 	link           [4096]byte
+
+	meta  *metadata // nil: attributes are not asked for
+	attrs [64 << 10]byte
+	value [64 << 10]byte
 }
 
 // walk walks the tree at dir. It returns how many names there are.
@@ -36,6 +40,11 @@ func (w *walker) dir(parent int, name []byte) error {
 		return w.fail("open", name, errno)
 	}
 	defer rawClose(fd)
+	if w.meta != nil {
+		if err := unix.Fchdir(int(fd)); err != nil {
+			return &os.PathError{Op: "fchdir", Path: string(name), Err: err}
+		}
+	}
 	var dirs [][]byte
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_GETDENTS64, fd, uintptr(unsafe.Pointer(&w.list)), uintptr(len(w.list)))
@@ -79,6 +88,9 @@ func (w *walker) entry(dir uintptr, name []byte, kind byte) error {
 	if errno != 0 {
 		return w.fail("lstat", name, errno)
 	}
+	if w.meta != nil {
+		return w.attributes(name)
+	}
 	if kind != unix.DT_LNK {
 		return nil
 	}
@@ -87,6 +99,34 @@ func (w *walker) entry(dir uintptr, name []byte, kind byte) error {
 		uintptr(unsafe.Pointer(&w.link)), uintptr(len(w.link)), 0, 0)
 	if errno != 0 {
 		return w.fail("readlink", name, errno)
+	}
+	return nil
+}
+
+// attributes reads the extended attributes of a name in the working directory that
+// was just statted.
+func (w *walker) attributes(name []byte) error {
+	m := w.meta
+	m.names++
+	m.mtime += w.st.Mtim.Sec
+	if w.st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		m.bytes += w.st.Size
+	}
+	n, _, errno := unix.RawSyscall(unix.SYS_LLISTXATTR, uintptr(unsafe.Pointer(unsafe.SliceData(name))),
+		uintptr(unsafe.Pointer(&w.attrs)), uintptr(len(w.attrs)))
+	if errno != 0 {
+		return w.fail("llistxattr", name, errno)
+	}
+	for rest := w.attrs[:n]; len(rest) > 0; {
+		end := bytes.IndexByte(rest, 0) + 1
+		size, _, errno := unix.RawSyscall6(unix.SYS_LGETXATTR, uintptr(unsafe.Pointer(unsafe.SliceData(name))),
+			uintptr(unsafe.Pointer(unsafe.SliceData(rest))), uintptr(unsafe.Pointer(&w.value)), uintptr(len(w.value)), 0, 0)
+		if errno != 0 {
+			return w.fail("lgetxattr", name, errno)
+		}
+		m.attrs++
+		m.values += int(size)
+		rest = rest[end:]
 	}
 	return nil
 }

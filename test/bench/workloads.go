@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 )
@@ -13,7 +14,9 @@ type bench struct {
 
 	plain, lz4, small10k *image
 	pair                 [2]*image
-	ideal                *ideal // of the pair
+	ideal                *ideal   // of the pair
+	coded                []*image // one tree by each codec
+	inodes               *image   // of many empty files
 }
 
 // workload is one group of rows of a front's table.
@@ -33,9 +36,17 @@ func workloads() []workload {
 	}
 }
 
+// packageWorkloads measure package erofs alone, without a mount of ours.
+func packageWorkloads() []workload {
+	return []workload{
+		{"codecs", (*bench).measureCodecs},
+		{"metadata", (*bench).measureMetadata},
+	}
+}
+
 func workloadNames() []string {
 	var names []string
-	for _, w := range workloads() {
+	for _, w := range append(workloads(), packageWorkloads()...) {
 		names = append(names, w.name)
 	}
 	return names
@@ -43,30 +54,30 @@ func workloadNames() []string {
 
 func (b *bench) wants(name string) bool { return len(b.only) == 0 || b.only[name] }
 
-// measureFront runs the workloads with one front.
-func (b *bench) measureFront(ctx context.Context, front string) (*table, error) {
+// measure runs those of the workloads that are wanted, for one front or none.
+func (b *bench) measure(ctx context.Context, front string, list []workload) (*table, error) {
 	t := &table{Front: front}
-	for _, w := range workloads() {
+	for _, w := range list {
 		if !b.wants(w.name) {
 			continue
 		}
-		progress("%s: %s", front, w.name)
+		progress("%s: %s", cmp.Or(front, "package erofs"), w.name)
 		if err := w.measure(b, ctx, t); err != nil {
-			return nil, fmt.Errorf("%s: %w", w.name, err)
+			return nil, fmt.Errorf("%s %s: %w", front, w.name, err)
 		}
 	}
 	return t, nil
 }
 
-// turns calls each of the two sides once a round, the first of a round last in the
-// next, until ctx ends.
-func turns(ctx context.Context, rounds int, sides [2]func() error) error {
+// turns calls each side once a round, the first of a round last in the next, until
+// ctx ends.
+func turns(ctx context.Context, rounds int, sides ...func() error) error {
 	for i := range rounds {
 		for j := range sides {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := sides[(i+j)%2](); err != nil {
+			if err := sides[(i+j)%len(sides)](); err != nil {
 				return err
 			}
 		}

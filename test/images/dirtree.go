@@ -30,7 +30,7 @@ func (d dirTree) Stat(path string) (Stat, error) {
 		return Stat{}, err
 	}
 	return Stat{
-		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Nlink: st.Nlink, Rdev: st.Rdev, Ino: st.Ino,
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Nlink: st.Nlink, Rdev: st.Rdev, Ino: st.Ino, Blocks: st.Blocks,
 		Mtime: [2]int64{st.Mtim.Sec, st.Mtim.Nsec},
 		Ctime: [2]int64{st.Ctim.Sec, st.Ctim.Nsec},
 		Atime: [2]int64{st.Atim.Sec, st.Atim.Nsec},

@@ -33,19 +33,26 @@ func SmallTree(t testing.TB) string {
 	t.Helper()
 	Need(t, "root", os.Getuid() == 0)
 	b := &builder{t: t, root: t.TempDir(), rng: rand.New(rand.NewPCG(2019, 5))}
+	b.odd(5 << 20)
+	b.times() // last: it sets the time of every file
+	return b.root
+}
+
+// odd makes everything that is odd; big files have about so many bytes.
+func (b *builder) odd(big int) {
 	b.sizes()
+	b.big(big)
 	b.sparse()
 	b.links()
 	b.special()
 	b.names()
 	b.owners()
 	b.xattrs()
-	b.times() // last: it sets the time of every file
-	return b.root
 }
 
 // TinyTree makes a tree of a dozen files, below 20 KB: for fuzzing and for
-// tests that flip every byte.
+// tests that flip every byte. Parts of its data compress, and some are there
+// twice.
 func TinyTree(t testing.TB) string {
 	t.Helper()
 	Need(t, "root", os.Getuid() == 0)
@@ -55,6 +62,9 @@ func TinyTree(t testing.TB) string {
 	b.file("text", bytes.Repeat([]byte("EROFS "), 300))
 	b.file("block", b.random(4096))
 	b.file("dir/tail", b.random(4099))
+	words := b.text(3000)
+	b.file("words", words)
+	b.file("dir/more words", append(b.text(700), words[100:2800]...))
 	for i := range 8 {
 		b.file(fmt.Sprintf("dir/sub/f%02d", i), []byte{byte(i)})
 	}
@@ -157,7 +167,7 @@ func (b *builder) text(n int) []byte {
 	return out.Bytes()[:n]
 }
 
-// sizes are those around every block size, and big files.
+// sizes are those around every block size.
 func (b *builder) sizes() {
 	for _, n := range []int{
 		0, 1, 511, 512, 513, 1023, 1024, 1025, 4000, 4095, 4096, 4097, 8191, 8192, 8193,
@@ -166,11 +176,15 @@ func (b *builder) sizes() {
 		b.file(fmt.Sprintf("sizes/random-%d", n), b.random(n))
 		b.file(fmt.Sprintf("sizes/text-%d", n), b.text(n))
 	}
-	b.file("big/random", b.random(5<<20+123))
-	b.file("big/text", b.text(6<<20+4095))
-	b.file("big/zero", make([]byte, 3<<20+1))
-	mixed := append(b.text(1<<20), b.random(1<<20)...)
-	b.file("big/mixed", append(append(mixed, make([]byte, 1<<20)...), b.text(777777)...))
+}
+
+// big files do not, or well, or partly compress.
+func (b *builder) big(n int) {
+	b.file("big/random", b.random(n+123))
+	b.file("big/text", b.text(n+n/5+4095))
+	b.file("big/zero", make([]byte, n*3/5+1))
+	mixed := append(b.text(n/5), b.random(n/5)...)
+	b.file("big/mixed", append(append(mixed, make([]byte, n/5)...), b.text(n/7)...))
 	b.file("big/same-as-mixed", mixed)
 }
 

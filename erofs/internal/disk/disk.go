@@ -2,7 +2,7 @@
 // sizes, their bits and how their fields are laid out. It checks no value.
 //
 // All numbers are little-endian. Field comments name the twin in
-// include/erofs_fs.h of erofs-utils 1.9 and fs/erofs/erofs_fs.h of Linux 6.18.
+// include/erofs_fs.h of erofs-utils 1.9 and fs/erofs/erofs_fs.h of Linux 7.2.
 // Each structure has a Decode method that reads its first XxxSize bytes; a
 // shorter slice is a programming error and panics.
 package disk

@@ -15,7 +15,7 @@ var structures = []struct {
 	size int // of the format, from the build-time checks in erofs_fs.h
 	make func() decoder
 }{
-	{"super block", 128, func() decoder { return new(SuperBlock) }},
+	{"super block", 144, func() decoder { return new(SuperBlock) }},
 	{"device slot", 128, func() decoder { return new(DeviceSlot) }},
 	{"compact inode", 32, func() decoder { return new(InodeCompact) }},
 	{"extended inode", 64, func() decoder { return new(InodeExtended) }},
@@ -24,6 +24,10 @@ var structures = []struct {
 	{"xattr header", 12, func() decoder { return new(XattrHeader) }},
 	{"xattr entry", 4, func() decoder { return new(XattrEntry) }},
 	{"lz4 configuration", 14, func() decoder { return new(LZ4Cfgs) }},
+	{"lzma configuration", 14, func() decoder { return new(LZMACfgs) }},
+	{"deflate configuration", 6, func() decoder { return new(DeflateCfgs) }},
+	{"zstd configuration", 6, func() decoder { return new(ZstdCfgs) }},
+	{"extent", 32, func() decoder { return new(Extent) }},
 }
 
 func TestSizes(t *testing.T) {
@@ -33,7 +37,7 @@ func TestSizes(t *testing.T) {
 		}
 	}
 	for name, pair := range map[string][2]int{
-		"SuperBlockSize":    {SuperBlockSize, 128},
+		"SuperBlockMax":     {SuperBlockMax, 144},
 		"DeviceSlotSize":    {DeviceSlotSize, 128},
 		"InodeCompactSize":  {InodeCompactSize, 32},
 		"InodeExtendedSize": {InodeExtendedSize, 64},
@@ -42,6 +46,10 @@ func TestSizes(t *testing.T) {
 		"XattrHeaderSize":   {XattrHeaderSize, 12},
 		"XattrEntrySize":    {XattrEntrySize, 4},
 		"LZ4CfgsSize":       {LZ4CfgsSize, 14},
+		"LZMACfgsSize":      {LZMACfgsSize, 14},
+		"DeflateCfgsSize":   {DeflateCfgsSize, 6},
+		"ZstdCfgsSize":      {ZstdCfgsSize, 6},
+		"ExtentSize":        {ExtentSize, 32},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s is %d, want %d", name, pair[0], pair[1])

@@ -18,8 +18,11 @@ const (
 	FormatAll        = 1<<5 - 1
 )
 
-// DirentMetaboxBit marks the nid of an inode in the metabox.
-const DirentMetaboxBit = 63
+// Parts of a nid.
+const (
+	DirentMetaboxBit = 63                      // EROFS_DIRENT_NID_METABOX_BIT: the inode is in the metabox
+	DirentNIDMask    = 1<<DirentMetaboxBit - 1 // EROFS_DIRENT_NID_MASK
+)
 
 // InodeCompact is struct erofs_inode_compact.
 type InodeCompact struct {

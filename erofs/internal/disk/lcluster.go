@@ -4,7 +4,8 @@ package disk
 // (Z_EROFS_PCLUSTER_MAX_DSIZE).
 const PclusterMaxDecoded = 12 << 20
 
-// Bits of h_advise in MapHeader.
+// Bits of h_advise in MapHeader. With AdviseExtents the size of the
+// records has the place of two others.
 const (
 	AdviseCompacted2B  = 0x01 // Z_EROFS_ADVISE_COMPACTED_2B, compact indexes only
 	AdviseExtents      = 0x01 // Z_EROFS_ADVISE_EXTENTS, full indexes only
@@ -13,6 +14,9 @@ const (
 	AdviseInline       = 0x08 // Z_EROFS_ADVISE_INLINE_PCLUSTER
 	AdviseInterlaced   = 0x10 // Z_EROFS_ADVISE_INTERLACED_PCLUSTER
 	AdviseFragment     = 0x20 // Z_EROFS_ADVISE_FRAGMENT_PCLUSTER
+
+	adviseRecordSizeBit  = 1 // Z_EROFS_ADVISE_EXTRECSZ_BIT
+	adviseRecordSizeMask = 3 // Z_EROFS_ADVISE_EXTRECSZ_MASK
 )
 
 // Parts of h_clusterbits in MapHeader.
@@ -27,7 +31,7 @@ const MapHeaderSize = 8
 // MapHeader is struct z_erofs_map_header, in front of the indexes of a
 // compressed inode.
 type MapHeader struct {
-	FragmentOff   uint32 // 0x00 h_fragmentoff, h_idata_size or h_extents_lo
+	FragmentOff   uint32 // 0x00 h_fragmentoff, h_idata_size (upper half) or h_extents_lo
 	Advise        uint16 // 0x04 h_advise
 	AlgorithmType uint8  // 0x06 h_algorithmtype: HEAD1 in bits 0-3, HEAD2 in 4-7
 	ClusterBits   uint8  // 0x07 h_clusterbits
@@ -40,6 +44,28 @@ func (h *MapHeader) Decode(b []byte) {
 	h.Advise = le.Uint16(b[4:])
 	h.AlgorithmType = b[6]
 	h.ClusterBits = b[7]
+}
+
+// InlineSize is h_idata_size: the bytes of the pcluster behind the indexes.
+func (h *MapHeader) InlineSize() uint16 { return uint16(h.FragmentOff >> 16) }
+
+// Extents is the number of extent records, with AdviseExtents and records of
+// more than ExtentFixedMax bytes.
+func (h *MapHeader) Extents() uint64 {
+	return uint64(h.ClusterBits)<<40 | uint64(h.AlgorithmType)<<32 | uint64(h.FragmentOff)
+}
+
+// RecordSize is the size of an extent record in bytes: 4, 8, 16 or 32
+// (z_erofs_extent_recsize).
+func (h *MapHeader) RecordSize() int64 {
+	return 4 << (h.Advise >> adviseRecordSizeBit & adviseRecordSizeMask)
+}
+
+// WholeFragment is where in the packed inode all of the file's data are, with
+// ClusterBitsFragments: the header without that bit.
+func (h *MapHeader) WholeFragment() uint64 {
+	return uint64(h.ClusterBits&^ClusterBitsFragments)<<56 | uint64(h.AlgorithmType)<<48 |
+		uint64(h.Advise)<<32 | uint64(h.FragmentOff)
 }
 
 // Types of a logical cluster: bits 0-1 of di_advise.
@@ -55,6 +81,9 @@ const (
 	// LclusterPartialRef in di_advise says that only a part of the physical
 	// cluster's data are meant (Z_EROFS_LI_PARTIAL_REF).
 	LclusterPartialRef = 1 << 15
+	// LclusterHole in di_advise says that the extent is zeros that are stored
+	// nowhere (Z_EROFS_LI_HOLE of Linux 7.2).
+	LclusterHole = 1 << 14
 	// LclusterCblkcnt in delta[0] says that the rest of it is not a distance but
 	// the blocks in the physical cluster (Z_EROFS_LI_D0_CBLKCNT).
 	LclusterCblkcnt = 1 << 11
@@ -99,3 +128,45 @@ const (
 	Pack2BMaxBits = 12 // log2 of the largest logical cluster of 2-byte entries
 	Pack4BMaxBits = 14 // the same of 4-byte entries
 )
+
+// ExtentFixedMax is the size of the largest extent record without a start in
+// the file: those extents have the length of a logical cluster each. Records of
+// 4 bytes have no address either; before the first there are 8 bytes with its
+// address, and each pcluster follows the one before.
+const ExtentFixedMax = 8
+
+// Parts of plen in an Extent.
+const (
+	ExtentSizeMask  = 2*PclusterMaxSize - 1 // Z_EROFS_EXTENT_PLEN_MASK; 0: a hole
+	ExtentPartial   = 1 << 27               // Z_EROFS_EXTENT_PLEN_PARTIAL
+	ExtentFormatBit = 28                    // Z_EROFS_EXTENT_PLEN_FMT_BIT: 0 plain, else algorithm+1
+)
+
+// ExtentSize is the size of the longest Extent record.
+const ExtentSize = 32
+
+// Extent is struct z_erofs_extent, or as much of it as its record has.
+type Extent struct {
+	Plen     uint32   // 0x00 plen, with ExtentPartial and the format
+	PstartLo uint32   // 0x04 pstart_lo, bytes
+	PstartHi uint32   // 0x08 pstart_hi
+	LstartLo uint32   // 0x0c lstart_lo, bytes
+	LstartHi uint32   // 0x10 lstart_hi
+	Reserved [12]byte // 0x14
+}
+
+// Decode reads the record b of 4, 8, 16 or 32 bytes; fields it has not are 0.
+func (e *Extent) Decode(b []byte) {
+	*e = Extent{Plen: le.Uint32(b)}
+	if len(b) >= 8 {
+		e.PstartLo = le.Uint32(b[4:])
+	}
+	if len(b) >= 16 {
+		e.PstartHi = le.Uint32(b[8:])
+		e.LstartLo = le.Uint32(b[12:])
+	}
+	if len(b) >= ExtentSize {
+		e.LstartHi = le.Uint32(b[16:])
+		copy(e.Reserved[:], b[20:])
+	}
+}

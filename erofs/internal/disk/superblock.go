@@ -6,6 +6,7 @@ const (
 	SuperBlockOffset = 1024       // EROFS_SUPER_OFFSET
 	SuperBlockSize   = 128        // without extension slots
 	ExtSlotSize      = 16         // EROFS_SB_EXTSLOT_SIZE
+	SuperBlockMax    = 144        // with the extension slots that have a meaning
 	MinBlockBits     = 9
 	MaxBlockBits     = 16
 )
@@ -35,14 +36,15 @@ const (
 	IncompatAll            uint32 = IncompatMetabox<<1 - 1
 )
 
-// SuperBlock is struct erofs_super_block without its extension slots.
+// SuperBlock is struct erofs_super_block. Its last two fields are the first
+// extension slot; without it they are zero.
 type SuperBlock struct {
 	Magic           uint32   // 0x00 magic
 	Checksum        uint32   // 0x04 checksum
 	FeatureCompat   uint32   // 0x08 feature_compat
 	BlockBits       uint8    // 0x0c blkszbits
 	ExtSlots        uint8    // 0x0d sb_extslots
-	RootNID         uint16   // 0x0e rb.rootnid_2b
+	RB              uint16   // 0x0e rb: rootnid_2b, or blocks_hi with RootNID8
 	Inodes          uint64   // 0x10 inos
 	Epoch           int64    // 0x18 epoch
 	FixedNsec       uint32   // 0x20 fixed_nsec
@@ -63,11 +65,14 @@ type SuperBlock struct {
 	IsharePrefixID  uint8    // 0x69 ishare_xattr_prefix_id
 	Reserved        [2]byte  // 0x6a
 	BuildTime       uint32   // 0x6c build_time
-	RootNID8        uint64   // 0x70 rootnid_8b
+	RootNID8        uint64   // 0x70 rootnid_8b, with the 48bit feature
 	Reserved2       uint64   // 0x78
+	MetaboxNID      uint64   // 0x80 metabox_nid
+	Reserved3       uint64   // 0x88
 }
 
-// Decode reads the superblock that b starts with.
+// Decode reads the superblock that b starts with, and of b as much of the
+// first extension slot as it has.
 func (s *SuperBlock) Decode(b []byte) {
 	_ = b[SuperBlockSize-1]
 	s.Magic = le.Uint32(b[0x00:])
@@ -75,7 +80,7 @@ func (s *SuperBlock) Decode(b []byte) {
 	s.FeatureCompat = le.Uint32(b[0x08:])
 	s.BlockBits = b[0x0c]
 	s.ExtSlots = b[0x0d]
-	s.RootNID = le.Uint16(b[0x0e:])
+	s.RB = le.Uint16(b[0x0e:])
 	s.Inodes = le.Uint64(b[0x10:])
 	s.Epoch = int64At(b[0x18:])
 	s.FixedNsec = le.Uint32(b[0x20:])
@@ -98,4 +103,9 @@ func (s *SuperBlock) Decode(b []byte) {
 	s.BuildTime = le.Uint32(b[0x6c:])
 	s.RootNID8 = le.Uint64(b[0x70:])
 	s.Reserved2 = le.Uint64(b[0x78:])
+	s.MetaboxNID, s.Reserved3 = 0, 0
+	if len(b) >= SuperBlockMax {
+		s.MetaboxNID = le.Uint64(b[0x80:])
+		s.Reserved3 = le.Uint64(b[0x88:])
+	}
 }

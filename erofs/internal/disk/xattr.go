@@ -20,6 +20,14 @@ const (
 	XattrLongPrefixMask = 0x7f
 )
 
+// The Bloom filter of names, XattrHeader.NameFilter: a set bit excludes the
+// names that hash to it. The hash is XXH32 of the name without its prefix, and
+// its seed XattrFilterSeed plus the name index.
+const (
+	XattrFilterBits = 32         // EROFS_XATTR_FILTER_BITS
+	XattrFilterSeed = 0x25bbe08f // EROFS_XATTR_FILTER_SEED
+)
+
 // XattrHeader is struct erofs_xattr_ibody_header: it comes behind an inode
 // with attributes, before the ids of the shared ones and the inline entries.
 type XattrHeader struct {
