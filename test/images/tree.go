@@ -81,6 +81,24 @@ func TinyTree(t testing.TB) string {
 	return b.root
 }
 
+// BlocksTree is TinyTree with files that take several blocks of up to 64 KiB even
+// when they are compressed, and yet have few bytes of information.
+func BlocksTree(t testing.TB) string {
+	t.Helper()
+	b := &builder{t: t, root: TinyTree(t), rng: rand.New(rand.NewPCG(65536, 1))}
+	words, noise := b.text(2000), b.random(36_000)
+	var text bytes.Buffer
+	for i := range 150 {
+		fmt.Fprintf(&text, "%d ", i*i)
+		text.Write(words)
+	}
+	b.file("long/text", text.Bytes())
+	b.file("long/mixed", append(append(text.Bytes()[1000:200_000:200_000], noise...), text.Bytes()[5000:90_000]...))
+	b.file("long/again", append(text.Bytes()[:150_000:150_000], "another end"...))
+	b.times()
+	return b.root
+}
+
 // OverlayMarks adds what means something to overlayfs to a tree: whiteouts,
 // opaque directories and redirects, which a reader must show as they are.
 func OverlayMarks(t testing.TB, root string) {
