@@ -120,6 +120,7 @@ func (c kernelCase) run(t *testing.T, b builder, reads int) caseResult {
 	} else {
 		files = []string{images.Build(t, b.mkfs, b.opts, b.tree)}
 	}
+	keep(t, files[0])
 	im := openFile(t, files[0], files[1:]...)
 	mounted := images.KernelMount(t, files[0], files[1:]...)
 	n := images.Compare(t, images.Dir(mounted), imageTree{im}, images.CompareOptions{Reads: reads, Numbers: true, Instead: c.instead})

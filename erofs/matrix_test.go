@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +14,11 @@ import (
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
-var allTrees = flag.Bool("matrix", false, "make TestMatrix's images of every tree, not of one in turn")
+var (
+	allTrees = flag.Bool("matrix", false, "make TestMatrix's images of every tree, not of one in turn")
+	keepDir  = flag.String("keep", "", "keep the images of TestMatrix in this directory")
+	imageDir = flag.String("images", "", "compare the images in this directory, made before under another kernel")
+)
 
 // The matrix of compressed images: every codec with every set of extended
 // options, levels and cluster sizes taking turns, and the trees too unless -matrix
@@ -123,6 +129,45 @@ func TestMatrix(t *testing.T) {
 					t.Errorf("%q never occurred: %v", name, sum)
 				}
 			}
+		})
+	}
+}
+
+// keep copies an image into the directory of -keep, by the test's name.
+func keep(t *testing.T, path string) {
+	t.Helper()
+	if *keepDir == "" {
+		return
+	}
+	name := strings.Map(func(r rune) rune {
+		if r == '/' || r == ' ' {
+			return '_'
+		}
+		return r
+	}, t.Name())
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(*keepDir, name+".erofs"), b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestImages compares the images in the directory of -images with the kernel's
+// mounts of them. It is for kernels under which mkfs.erofs would take too long.
+func TestImages(t *testing.T) {
+	if *imageDir == "" {
+		return
+	}
+	paths, err := filepath.Glob(filepath.Join(*imageDir, "*.erofs"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no images in %s: %v", *imageDir, err)
+	}
+	for _, path := range paths {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			mounted := images.KernelMount(t, path)
+			images.Compare(t, images.Dir(mounted), imageTree{openFile(t, path)}, images.CompareOptions{Reads: 3, Numbers: true})
 		})
 	}
 }
