@@ -121,3 +121,12 @@ func (a *alignedReader) ReadAt(p []byte, off int64) (int, error) {
 	}
 	return a.r.ReadAt(p, off)
 }
+
+// bytesOf returns all of the device.
+func (a *alignedReader) bytesOf() []byte {
+	b := make([]byte, a.r.Size())
+	if err := readFull(a.r, b, 0); err != nil {
+		a.t.Fatal(err)
+	}
+	return b
+}

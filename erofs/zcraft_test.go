@@ -148,12 +148,12 @@ func TestCraftedIndexes(t *testing.T) {
 		c.read(append(append(zeros(8192), one...), zeros(24_000-16_384)...), 7, 2)
 	})
 	const encoded = disk.AdviseExtents | 2<<1 // records of 16 bytes
-	lz4 := func(size uint32) uint32 { return 1<<disk.ExtentFormatBit | size }
+	compressed := func(size uint32) uint32 { return 1<<disk.ExtentFormatBit | size }
 	t.Run("encoded holes", func(t *testing.T) {
 		c := fill(t)
 		c.sb.FeatureIncompat |= disk.Incompat48Bit
 		c.compressed(CompressedFull, 24_000, disk.MapHeader{Advise: encoded, FragmentOff: 3},
-			disk.Extent{Plen: lz4(craftBlock), PstartLo: craftData, LstartLo: 5000}, // after a hole
+			disk.Extent{Plen: compressed(craftBlock), PstartLo: craftData, LstartLo: 5000}, // after a hole
 			disk.Extent{Plen: 0, LstartLo: 13_192},
 			disk.Extent{Plen: 4000, PstartLo: craftData + 2*craftBlock, LstartLo: 20_000})
 		want := append(zeros(5000), one...)
@@ -170,24 +170,24 @@ func TestCraftedIndexes(t *testing.T) {
 		c := fill(t)
 		c.sb.FeatureIncompat |= disk.Incompat48Bit
 		c.compressed(CompressedFull, 24_576, disk.MapHeader{Advise: disk.AdviseExtents | 1<<1, ClusterBits: 1},
-			disk.Extent{Plen: lz4(craftBlock), PstartLo: craftData + craftBlock},
+			disk.Extent{Plen: compressed(craftBlock), PstartLo: craftData + craftBlock},
 			disk.Extent{},
-			disk.Extent{Plen: lz4(craftBlock), PstartLo: craftData})
+			disk.Extent{Plen: compressed(craftBlock), PstartLo: craftData})
 		c.read(append(append(bytes.Clone(two), zeros(8192)...), one...), 6, 15)
 	})
 	t.Run("encoded in 4 bytes", func(t *testing.T) {
 		c := fill(t)
 		c.sb.FeatureIncompat |= disk.Incompat48Bit
 		c.compressed(CompressedFull, 16_384, disk.MapHeader{Advise: disk.AdviseExtents, ClusterBits: 1},
-			uint64(craftData), lz4(craftBlock), lz4(craftBlock))
+			uint64(craftData), compressed(craftBlock), compressed(craftBlock))
 		c.read(append(bytes.Clone(one), two...), 6, 15)
 	})
 	t.Run("encoded part", func(t *testing.T) {
 		c := fill(t)
 		c.sb.FeatureIncompat |= disk.Incompat48Bit
 		c.compressed(CompressedFull, 9000, disk.MapHeader{Advise: encoded, FragmentOff: 2},
-			disk.Extent{Plen: lz4(craftBlock) | disk.ExtentPartial, PstartLo: craftData},
-			disk.Extent{Plen: lz4(craftBlock) | disk.ExtentPartial, PstartLo: craftData + craftBlock, LstartLo: 1000})
+			disk.Extent{Plen: compressed(craftBlock) | disk.ExtentPartial, PstartLo: craftData},
+			disk.Extent{Plen: compressed(craftBlock) | disk.ExtentPartial, PstartLo: craftData + craftBlock, LstartLo: 1000})
 		c.read(append(bytes.Clone(one[:1000]), two[:8000]...), 6, 15)
 	})
 }
@@ -196,7 +196,7 @@ func TestCraftedIndexes(t *testing.T) {
 // of which two readers could get different bytes.
 func TestCraftedRefused(t *testing.T) {
 	const encoded = disk.AdviseExtents | 2<<1
-	lz4 := func(size uint32) uint32 { return 1<<disk.ExtentFormatBit | size }
+	compressed := func(size uint32) uint32 { return 1<<disk.ExtentFormatBit | size }
 	for _, c := range []struct {
 		name    string
 		layout  DataLayout
@@ -206,11 +206,11 @@ func TestCraftedRefused(t *testing.T) {
 		text    string
 	}{
 		{"small part", CompressedFull, disk.MapHeader{Advise: encoded, FragmentOff: 2}, []any{
-			disk.Extent{Plen: lz4(4096) | disk.ExtentPartial, PstartLo: craftData},
+			disk.Extent{Plen: compressed(4096) | disk.ExtentPartial, PstartLo: craftData},
 			disk.Extent{Plen: 4096, PstartLo: craftData, LstartLo: 511},
 		}, ErrUnsupported, "an extent of 511 bytes"},
 		{"too much data", CompressedFull, disk.MapHeader{Advise: encoded, FragmentOff: 2}, []any{
-			disk.Extent{Plen: lz4(4096), PstartLo: craftData},
+			disk.Extent{Plen: compressed(4096), PstartLo: craftData},
 			disk.Extent{Plen: 4096, PstartLo: craftData, LstartLo: 4095},
 		}, ErrCorrupt, "decodes to 4095"},
 		{"out of order", CompressedFull, disk.MapHeader{Advise: encoded, FragmentOff: 3}, []any{
@@ -222,7 +222,7 @@ func TestCraftedRefused(t *testing.T) {
 			disk.Extent{Plen: 4096, PstartLo: craftData, LstartLo: 9001},
 		}, ErrCorrupt, "out of order"},
 		{"far away", CompressedFull, disk.MapHeader{Advise: encoded, FragmentOff: 1}, []any{
-			disk.Extent{Plen: lz4(4096), PstartLo: 1, PstartHi: 1 << 31},
+			disk.Extent{Plen: compressed(4096), PstartLo: 1, PstartHi: 1 << 31},
 		}, ErrCorrupt, "beyond any device"},
 		{"unknown algorithm", CompressedFull, disk.MapHeader{Advise: encoded, FragmentOff: 1}, []any{
 			disk.Extent{Plen: 6<<disk.ExtentFormatBit | 4096, PstartLo: craftData},
@@ -232,7 +232,8 @@ func TestCraftedRefused(t *testing.T) {
 		}, ErrCorrupt, "no packed inode"},
 		{"too many records", CompressedFull, disk.MapHeader{Advise: encoded, FragmentOff: 1 << 20}, nil, ErrCorrupt, "do not fit"},
 		{"lost size", CompressedFull, disk.MapHeader{Advise: disk.AdviseBigPcluster1}, []any{
-			head(1, 0, craftData/craftBlock), disk.LclusterIndex{Advise: 2, BlkAddr: disk.LclusterCblkcnt},
+			head(1, 0, craftData/craftBlock),
+			disk.LclusterIndex{Advise: 2, BlkAddr: disk.LclusterCblkcnt},
 			disk.LclusterIndex{Advise: 2, BlkAddr: 2},
 		}, ErrCorrupt, "not the pcluster's size"},
 		{"a long way back", CompressedFull, disk.MapHeader{Advise: disk.AdviseFragment}, nil, ErrCorrupt, "0 lclusters behind"},
