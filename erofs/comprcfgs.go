@@ -14,6 +14,9 @@ func (im *Image) loadCompression(sb *disk.SuperBlock) error {
 	const op = "compression configuration"
 	if sb.FeatureIncompat&disk.IncompatComprCfgs == 0 {
 		im.algorithms = 1 << disk.AlgLZ4
+		if sb.ComprAlgs != 0 || sb.FeatureIncompat&disk.IncompatLZ4ZeroPadding != 0 {
+			im.sb.Algorithms = algorithmNames[:1] // its match distance, or its feature
+		}
 		return nil
 	}
 	im.algorithms = sb.ComprAlgs
@@ -32,6 +35,7 @@ func (im *Image) loadCompression(sb *disk.SuperBlock) error {
 		if err := im.checkCfgs(alg, record, off); err != nil {
 			return err
 		}
+		im.sb.Algorithms = append(im.sb.Algorithms, algorithmNames[alg])
 		off = next
 	}
 	return nil

@@ -24,9 +24,10 @@ type Superblock struct {
 	Epoch           int64 // what the times of compact inodes count from, seconds since 1970
 	FeatureCompat   uint32
 	FeatureIncompat uint32
-	MetaBlkAddr     uint32 // block of nid 0
-	XattrBlkAddr    uint32 // block of the shared xattr area
-	Checksum        uint32 // CRC32C as stored; checked if the sb_csum feature is set
+	Algorithms      []string // of compression, that files may use
+	MetaBlkAddr     uint32   // block of nid 0
+	XattrBlkAddr    uint32   // block of the shared xattr area
+	Checksum        uint32   // CRC32C as stored; checked if the sb_csum feature is set
 	ExtraDevices    []DeviceSlot
 }
 

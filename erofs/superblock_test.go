@@ -168,6 +168,12 @@ func TestCompressionConfigs(t *testing.T) {
 			t.Errorf("%d extension slots: %v", slots, err)
 		}
 	}
+	all := newCraft(t)
+	all.configs(good...)
+	sb := all.mustOpen().Superblock()
+	if want := []string{"LZ4", "LZMA", "DEFLATE", "Zstandard"}; !slices.Equal(sb.Algorithms, want) {
+		t.Errorf("algorithms %q, want %q", sb.Algorithms, want)
+	}
 	for _, c := range []struct {
 		bad  any
 		kind error

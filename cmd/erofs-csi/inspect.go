@@ -70,6 +70,7 @@ type superblockInfo struct {
 	VolumeName      string       `json:"volumeName"`
 	BuildTime       time.Time    `json:"buildTime"`
 	Features        []string     `json:"features"`
+	Compression     []string     `json:"compression,omitempty"` // algorithms that files may use
 	FeatureCompat   uint32       `json:"featureCompat"`
 	FeatureIncompat uint32       `json:"featureIncompat"`
 	ExtraDevices    []deviceInfo `json:"extraDevices,omitempty"`
@@ -86,7 +87,7 @@ func newInspection(name string, im *openedImage, summary erofs.Summary) *inspect
 		BlockSize: sb.BlockSize, Blocks: sb.Blocks, Inodes: sb.Inodes, RootNID: sb.RootNID,
 		UUID: formatUUID(sb.UUID), VolumeName: sb.VolumeName,
 		BuildTime: time.Unix(sb.BuildTime, int64(sb.BuildTimeNsec)).UTC(),
-		Features:  sb.Features(), FeatureCompat: sb.FeatureCompat, FeatureIncompat: sb.FeatureIncompat,
+		Features:  sb.Features(), Compression: sb.Algorithms, FeatureCompat: sb.FeatureCompat, FeatureIncompat: sb.FeatureIncompat,
 	}
 	for _, d := range sb.ExtraDevices {
 		info.ExtraDevices = append(info.ExtraDevices, deviceInfo{Tag: d.Tag, Blocks: d.Blocks})
@@ -102,11 +103,12 @@ func (r *inspection) print(out io.Writer) error {
 		{"Size", fmt.Sprintf("%s (%d bytes)", bytesText(notNegative(r.Size)), r.Size)},
 		{"Blocks", fmt.Sprintf("%d of %d bytes", sb.Blocks, sb.BlockSize)},
 		{"Inodes", fmt.Sprint(sb.Inodes)},
-		{"Root nid", fmt.Sprint(sb.RootNID)},
+		{"Root nid", nidText(sb.RootNID)},
 		{"UUID", sb.UUID},
 		{"Volume name", cmp.Or(printable(sb.VolumeName), "-")},
 		{"Build time", sb.BuildTime.Format("2006-01-02 15:04:05.999999999 MST")},
 		{"Features", cmp.Or(strings.Join(sb.Features, " "), "-")},
+		{"Compression", cmp.Or(strings.Join(sb.Compression, " "), "-")},
 		{"Feature bits", fmt.Sprintf("compat 0x%x, incompat 0x%x", sb.FeatureCompat, sb.FeatureIncompat)},
 	} {
 		fmt.Fprintf(w, "%s:\t%s\n", line.key, line.value)
@@ -128,6 +130,15 @@ func printCounts(w io.Writer, title string, counts map[string]uint64) {
 		}
 	}
 	fmt.Fprintf(w, "%s:\t%s\n", title, cmp.Or(strings.Join(parts, ", "), "-"))
+}
+
+// nidText says of an inode in the metabox that it is there, not its bit 63.
+func nidText(nid uint64) string {
+	const metabox = 1 << 63
+	if nid&metabox != 0 {
+		return fmt.Sprintf("%d in the metabox", nid&^metabox)
+	}
+	return fmt.Sprint(nid)
 }
 
 func formatUUID(u [16]byte) string {
