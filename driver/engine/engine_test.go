@@ -33,10 +33,11 @@ func TestFrontShowsWhatTheKernelShows(t *testing.T) {
 	mkfs := images.NewestMkfs(t)
 	small, real := images.SmallTree(t), images.RealTree(t)
 	type variant struct {
-		name string
-		tree string
-		opts []string
-		blob bool
+		name  string
+		tree  string
+		opts  []string
+		blob  bool
+		since int // minor version of erofs-utils
 	}
 	for _, v := range []variant{
 		{name: "plain", tree: small, opts: []string{"-Enoinline_data"}},
@@ -44,9 +45,15 @@ func TestFrontShowsWhatTheKernelShows(t *testing.T) {
 		{name: "chunked", tree: small, opts: []string{"--chunksize=8192"}},
 		{name: "devices", tree: small, opts: []string{"--chunksize=4096"}, blob: true},
 		{name: "lz4", tree: small, opts: []string{"-zlz4hc", "-C65536"}},
+		{name: "lzma", tree: small, opts: []string{"-zlzma", "-C65536", "-Eztailpacking"}},
+		{name: "metabox", tree: small, opts: []string{"-zlz4:zstd", "-C65536", "-m4096", "-E48bit"}, since: 9},
 		{name: "real-lz4", tree: real, opts: []string{"-zlz4"}},
+		{name: "real-zstd", tree: real, opts: []string{"-zzstd", "-C65536", "-Eall-fragments,dedupe"}, since: 8},
 		{name: "real-plain", tree: real},
 	} {
+		if !mkfs.AtLeast(1, v.since) {
+			continue // an option that this one does not have
+		}
 		t.Run(v.name, func(t *testing.T) {
 			var devices []string
 			if v.blob {
@@ -109,6 +116,7 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 	a, b := twoVersions(t)
 	mkfs := images.NewestMkfs(t)
 	plain, lz4 := images.Build(t, mkfs, nil, a), images.Build(t, mkfs, []string{"-zlz4hc"}, b)
+	packed := images.Build(t, mkfs, []string{"-zlzma", "-C65536", "-Eall-fragments"}, b)
 	both(t, func(t *testing.T, front string) {
 		ch := startChild(t, childConfig{Front: front, Mounts: []childMount{
 			{Domain: "x", Image: plain},
@@ -117,13 +125,14 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 			{Volume: "v", Image: plain},
 			{Volume: "w", Image: plain},
 			{Volume: "v", Image: plain},
+			{Domain: "x", Image: packed},
 		}})
 		var dir []string
 		for i := range ch.Fronts {
 			dir = append(dir, ch.mustFront(t, i, front))
 		}
 		if dir[3] == dir[4] || dir[3] != dir[5] {
-			t.Errorf("fronts without a domain: %v; want one for each volume", dir[3:])
+			t.Errorf("fronts without a domain: %v; want one for each volume", dir[3:6])
 		}
 		overlay := front == FrontOverlay
 		for _, c := range []struct {
@@ -131,6 +140,7 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 			want           bool
 		}{
 			{"one file, whatever the compression", dir[0] + "/same", dir[1] + "/same", true},
+			{"one file, in fragments too", dir[0] + "/same", dir[6] + "/same", true},
 			{"another time", dir[0] + "/dated", dir[1] + "/dated", overlay},
 			{"another name, mode and time", dir[0] + "/moved", dir[1] + "/removed", overlay},
 			{"a copy in the image", dir[0] + "/same", dir[0] + "/copy", overlay},
