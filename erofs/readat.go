@@ -33,7 +33,7 @@ func (in *Inode) ReadAt(p []byte, off int64) (int, error) {
 	}
 	want := min(int64(len(p)), in.Size-off)
 	if in.Layout.Compressed() {
-		n, err := in.readCompressed(p[:want], off)
+		n, err := in.readCompressed(p[:want], off, false)
 		return n, eof(err, int64(n), int64(len(p)))
 	}
 	n, err := in.readRaw(p, off, want)

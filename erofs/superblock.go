@@ -40,6 +40,9 @@ func (s *Superblock) TotalBlocks() uint64 {
 	return n
 }
 
+// pageMin is the size of the smallest page of Linux in bytes.
+const pageMin = 4096
+
 // loadSuperblock reads the superblock with its checksum and makes sure that
 // the image is supported and not cut off. It sets up the metadata cache, which
 // later steps of Open need.
@@ -78,8 +81,9 @@ func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
 	if sb.DirBlockBits != 0 {
 		return nil, fail(ErrUnsupported, op, 0, off, "directory blocks of another size (dirblkbits %d)", sb.DirBlockBits)
 	}
-	if end := off + disk.SuperBlockSize + int64(sb.ExtSlots)*disk.ExtSlotSize; end > im.size {
-		return nil, fail(ErrCorrupt, op, 0, off, "%d extension slots reach beyond the end of the image", sb.ExtSlots)
+	// Linux reads no more of it than a page, or a block where that is larger.
+	if end := off + disk.SuperBlockSize + int64(sb.ExtSlots)*disk.ExtSlotSize; end > min(im.size, max(im.blkSize, pageMin)) {
+		return nil, fail(ErrCorrupt, op, 0, off, "%d extension slots are too many", sb.ExtSlots)
 	}
 	if sb.ExtSlots > 0 {
 		raw = make([]byte, disk.SuperBlockMax)

@@ -13,7 +13,7 @@ import (
 type VerifyStats struct {
 	Inodes       uint64 `json:"inodes"`       // distinct ones
 	Dirents      uint64 `json:"dirents"`      // with "." and ".."
-	Xattrs       uint64 `json:"xattrs"`       // names of distinct inodes
+	Xattrs       uint64 `json:"xattrs"`       // of distinct inodes, as Inode.Xattrs lists them
 	Bytes        uint64 `json:"bytes"`        // of file data that was read, without holes
 	Holes        uint64 `json:"holes"`        // bytes of file data that are stored nowhere
 	Fingerprints uint64 `json:"fingerprints"` // of the image itself, that were compared
@@ -23,9 +23,14 @@ type VerifyStats struct {
 
 // Verify reads and checks everything that can be reached in the image: inodes,
 // directories with the order of their names, "." and "..", the types in
-// entries, links, attributes, all data, and the fingerprints that the image
-// itself carries. It goes on after a finding, which it reports with the path
-// and an error of this package or of the device.
+// entries, links, attributes with their names and the filter of those, all data,
+// the special inodes, and the fingerprints that the image itself carries. It goes
+// on after a finding, which it reports with the path and an error of this package
+// or of the device.
+//
+// It is stricter than a reader: compressed data must end where their extent
+// ends, and the distances in indexes that only other readers follow must be
+// right. It does not count links, nor look for blocks that nothing names.
 //
 // The time it takes is bounded by the size of the image for directories and
 // holes, but for data only by what the inodes claim: many can name the same
@@ -46,6 +51,9 @@ func Verify(ctx context.Context, im *Image, report func(path string, err error))
 		v.finding(".", err)
 		return v.stats, ctx.Err()
 	}
+	v.prefixes()
+	v.special("packed inode", im.sb.PackedNID)
+	v.special("metabox", im.sb.MetaboxNID)
 	v.enter(".", root, root, 0)
 	return v.stats, ctx.Err()
 }
@@ -74,6 +82,20 @@ func (v *verifier) finding(path string, err error) {
 	v.report(path, err)
 }
 
+// special checks the data of an inode that holds those of others, if there is
+// one. The image was opened, so it can be read.
+func (v *verifier) special(path string, nid uint64) {
+	if nid == 0 {
+		return
+	}
+	in, err := v.im.Inode(nid)
+	if err != nil {
+		v.finding(path, err)
+		return
+	}
+	v.clusters(path, in)
+}
+
 // enter checks an inode and all below it.
 func (v *verifier) enter(path string, in, parent *Inode, depth int) {
 	if v.ctx.Err() != nil {
@@ -90,19 +112,18 @@ func (v *verifier) enter(path string, in, parent *Inode, depth int) {
 		v.done[in.NID] = struct{}{}
 	}
 	v.stats.Inodes++
-	if list, err := in.Xattrs(); err != nil {
-		v.finding(path, err)
-	} else {
-		v.stats.Xattrs += uint64(len(list))
-	}
+	v.xattrs(path, in)
 	switch in.Type() {
 	case TypeRegular:
 		v.data(path, in)
 	case TypeSymlink:
 		if _, err := in.Readlink(); err != nil {
 			v.finding(path, err)
+			return
 		}
+		v.clusters(path, in)
 	case TypeDir:
+		v.clusters(path, in)
 		v.directory(path, in, parent, depth)
 	default: // has no data
 	}
@@ -115,12 +136,10 @@ func (v *verifier) directory(path string, in, parent *Inode, depth int) {
 		v.stats.Dirents++
 		switch d.Name {
 		case ".":
-			dot = true
-			v.special(path, in, d, in.NID)
+			v.dots(path, in, d, in.NID, &dot)
 			return true
 		case "..":
-			dotdot = true
-			v.special(path, in, d, parent.NID)
+			v.dots(path, in, d, parent.NID, &dotdot)
 			return true
 		}
 		name := join(path, d.Name)
@@ -145,8 +164,13 @@ func (v *verifier) directory(path string, in, parent *Inode, depth int) {
 	}
 }
 
-// special checks the entry "." or ".." of the directory in.
-func (v *verifier) special(path string, in *Inode, d Dirent, want uint64) {
+// dots checks the entry "." or ".." of the directory in. Names are in order, so
+// that one is there twice only where it should not be stored at all.
+func (v *verifier) dots(path string, in *Inode, d Dirent, want uint64, seen *bool) {
+	if *seen {
+		v.finding(path, in.corrupt("directory", noOffset, "%q is there twice", d.Name))
+	}
+	*seen = true
 	if d.NID != want || d.Type != TypeDir {
 		v.finding(path, in.corrupt("directory", noOffset, "%q is %s %d, not directory %d", d.Name, d.Type, d.NID, want))
 	}
@@ -163,18 +187,10 @@ func (v *verifier) data(path string, in *Inode) {
 	if ok {
 		sum = sha256.New()
 	}
-	for off := int64(0); off < in.Size && v.ctx.Err() == nil; {
-		e, err := in.Extent(off)
-		if err == nil && e.Hole {
-			sum = v.hole(sum, e.Len)
-		} else if err == nil {
-			err = v.extent(in, sum, e)
-		}
-		if err != nil {
-			v.finding(path, err)
-			return
-		}
-		off += e.Len
+	sum, err = v.read(in, sum)
+	if err != nil {
+		v.finding(path, err)
+		return
 	}
 	if sum == nil || v.ctx.Err() != nil {
 		return
@@ -185,10 +201,45 @@ func (v *verifier) data(path string, in *Inode) {
 	}
 }
 
-// extent reads a run of data, in whole chunks.
+// clusters reads the data of an inode that is no regular file, if they are
+// compressed. Others are read by who needs them.
+func (v *verifier) clusters(path string, in *Inode) {
+	if !in.Layout.Compressed() {
+		return
+	}
+	before := v.stats
+	_, err := v.read(in, nil)
+	v.stats.Bytes, v.stats.Holes = before.Bytes, before.Holes // they are no file's
+	if err != nil {
+		v.finding(path, err)
+	}
+}
+
+// read reads the data of an inode but for its holes. It returns the hash, if
+// there is one, with all of them added, or nil where the holes are too large.
+func (v *verifier) read(in *Inode, sum hash.Hash) (hash.Hash, error) {
+	for off := int64(0); off < in.Size && v.ctx.Err() == nil; {
+		e, err := in.Extent(off)
+		if err == nil && e.Hole {
+			sum = v.hole(sum, e.Len)
+		} else if err == nil {
+			err = v.extent(in, sum, e)
+		}
+		if err != nil {
+			return nil, err
+		}
+		off += e.Len
+	}
+	if in.Layout.Compressed() && in.Size > 0 {
+		return sum, in.checkDistances(v.ctx)
+	}
+	return sum, nil
+}
+
+// extent reads a run of data, in whole chunks, or in whole clusters.
 func (v *verifier) extent(in *Inode, sum hash.Hash, e Extent) error {
 	for off, end := e.Off, e.Off+e.Len; off < end && v.ctx.Err() == nil; {
-		n, err := in.ReadAt(v.buf[:min(end-off, verifyChunk)], off)
+		n, err := v.chunk(in, off, min(end-off, verifyChunk))
 		if n == 0 || err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
@@ -199,6 +250,21 @@ func (v *verifier) extent(in *Inode, sum hash.Hash, e Extent) error {
 		off += int64(n)
 	}
 	return nil
+}
+
+// chunk reads about size bytes of data to buf.
+func (v *verifier) chunk(in *Inode, off, size int64) (int, error) {
+	if !in.Layout.Compressed() {
+		return in.ReadAt(v.buf[:size], off)
+	}
+	size, err := in.wholeExtents(off, size)
+	if err != nil {
+		return 0, err
+	}
+	if size > int64(len(v.buf)) {
+		v.buf = make([]byte, size) // at most disk.PclusterMaxDecoded
+	}
+	return in.readStrict(v.buf[:size], off)
 }
 
 // hole adds n zero bytes to the hash, if there is one. It returns nil instead

@@ -16,6 +16,7 @@ type zRead struct {
 	z        *zState
 	p        []byte
 	off, end int64
+	strict   bool // pclusters must end with their extents
 	batch    [zBatch]zExtent
 }
 
@@ -33,13 +34,16 @@ var zReads = sync.Pool{New: func() any { return new(zRead) }}
 // ends disk.PclusterMaxSize read and disk.PclusterMaxDecoded decoded, and for
 // parts of pclusters one of disk.PclusterMaxSize read for each partialMin bytes.
 // Memory is bounded by 2 * zReadMax and the cache.
-func (in *Inode) readCompressed(p []byte, off int64) (int, error) {
+//
+// strict refuses pclusters that don't end with their extents, of those that are
+// in p as a whole; see wholeExtents.
+func (in *Inode) readCompressed(p []byte, off int64, strict bool) (int, error) {
 	z, err := in.compression()
 	if err != nil {
 		return 0, err
 	}
 	r := zReads.Get().(*zRead)
-	r.in, r.z, r.p, r.off, r.end = in, z, p, off, off+int64(len(p))
+	r.in, r.z, r.p, r.off, r.end, r.strict = in, z, p, off, off+int64(len(p)), strict
 	done, err := r.read()
 	r.in, r.z, r.p = nil, nil, nil
 	zReads.Put(r)
@@ -178,6 +182,9 @@ func (r *zRead) decode(e *zExtent, src []byte) error {
 	}
 	if err == nil && n < len(dst) {
 		err = errShort
+	}
+	if err == nil && r.strict && !e.partial && !d.finished(src) {
+		err = errLong
 	}
 	return r.in.badData(e, err)
 }

@@ -11,6 +11,7 @@ type lcluster struct {
 	blk     uint32 // heads: first block of the pcluster
 	back    int64  // NONHEAD: distance to an earlier lcluster of the extent, at least 1
 	blocks  int64  // NONHEAD: blocks of the pcluster; 0: not given here
+	ahead   int64  // NONHEAD: distance to the next head or to an earlier lcluster; 0: not given here
 	behind  int64  // byte address behind the index, or behind its pack
 }
 
@@ -38,6 +39,7 @@ func (z *zState) loadFull(in *Inode, lcn int64) (lcluster, error) {
 	li.Decode(b)
 	l := lcluster{kind: uint8(li.Advise & disk.LclusterTypeMask), behind: pos + disk.LclusterIndexSize}
 	if !l.head() {
+		l.ahead = int64(li.Delta1())
 		return l, z.nonhead(in, &l, uint32(li.Delta0()), pos)
 	}
 	l.partial, l.hole = li.Advise&disk.LclusterPartialRef != 0, li.Advise&disk.LclusterHole != 0
@@ -84,6 +86,7 @@ func (z *zState) loadCompact(in *Inode, lcn int64) (lcluster, error) {
 		if int(i) == last && lo&disk.LclusterCblkcnt == 0 {
 			// The last entry has the distance forward; the one back is one more
 			// than that of the entry before.
+			l.ahead = int64(lo)
 			kind, lo = p.entry(last - 1)
 			switch {
 			case kind != disk.LclusterNonhead:

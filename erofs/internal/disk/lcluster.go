@@ -117,6 +117,9 @@ func (l *LclusterIndex) Decode(b []byte) {
 // Delta0 is the distance back to the head, or a block count, of a NONHEAD.
 func (l *LclusterIndex) Delta0() uint16 { return uint16(l.BlkAddr) }
 
+// Delta1 is the distance forward to the next head of a NONHEAD.
+func (l *LclusterIndex) Delta1() uint16 { return uint16(l.BlkAddr >> 16) }
+
 // Compact indexes come in packs: as many entries as fit in front of a 32-bit
 // block address.
 const (

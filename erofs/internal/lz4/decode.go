@@ -77,6 +77,12 @@ func (s *State) Decode(dst []byte, at int, src []byte) (n int, err error) {
 	return at, err
 }
 
+// Finished reports whether the block, src, ends where Decode stopped: with the
+// literals of a sequence without a match, as every block does.
+func (s *State) Finished(src []byte) bool {
+	return s.phase == inLiterals && s.lit == 0 && s.code == 0 && s.in == len(src)
+}
+
 // mask[o] keeps the first o bytes of a little endian word, and spread[o]
 // repeats them over the word by multiplication. stride[o] is the largest
 // multiple of o in a word: the period of writes that continue the pattern.
