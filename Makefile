@@ -53,6 +53,11 @@ test-race: ## The same under the race detector (needs a C compiler)
 	@test/prepare race
 	@CI=$${CI:-$(ROOT_CI)} CGO_ENABLED=1 $(GO) test -race -p 1 -timeout $(TIMEOUT) $(TESTFLAGS) $(PACKAGES)
 
+.PHONY: matrix
+matrix: ## Compare images of all of mkfs.erofs' options with the kernel: all trees, each with each row
+	@test/prepare test
+	@CI=$${CI:-$(ROOT_CI)} $(GO) test -count=1 -timeout $(TIMEOUT) -run '^TestMatrix$$' ./erofs -args -matrix
+
 .PHONY: bench
 bench: build ## Compare with the kernel's EROFS: speed and page cache (root; BENCHFLAGS=-h)
 	@test/prepare demo
@@ -60,12 +65,7 @@ bench: build ## Compare with the kernel's EROFS: speed and page cache (root; BEN
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (30s)
-	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do \
-		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-			echo "== $$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
-		done; \
-	done
+	@GO='$(GO)' test/fuzz $(FUZZTIME)
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Lint, with the dependency arrows, and prove that the arrows hold

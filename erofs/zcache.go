@@ -64,7 +64,7 @@ type zEntry struct {
 	dec zDecoder // GUARDED_BY(mu)
 }
 
-// acquire returns the entry of a pcluster, made if make is set, else nil where
+// acquire returns the entry of a pcluster, made if create is set, else nil where
 // there is none. The caller releases it.
 func (c *DecodedCache) acquire(key zKey, create bool) *zEntry {
 	c.mu.Lock()

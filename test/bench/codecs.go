@@ -19,8 +19,7 @@ import (
 	"github.com/erofs-csi/erofs-csi/erofs"
 )
 
-// codedImages are the images of one tree that measureCodecs reads. The goals are
-// those of the issue for LZ4 and Zstandard.
+// codedImages are the images of one tree that measureCodecs reads.
 var codedImages = []struct {
 	name  string
 	opts  []string
