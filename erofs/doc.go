@@ -1,6 +1,6 @@
 // Package erofs reads EROFS file system images.
 //
-// Limits. It only reads; it never writes an image. It reads all that Linux 7.2
+// Limits. It only reads; it never writes an image. It reads all that Linux 7.3
 // and erofs-utils 1.9.4 know: block sizes of 512 bytes to 64 KiB; compact and
 // extended inodes; flat, inline and chunk-based data, also on extra devices;
 // LZ4, MicroLZMA, DEFLATE and Zstandard with full and compact indexes and
@@ -25,6 +25,6 @@
 // kept in a direct-mapped table of atomic pointers to immutable buffers. Readers
 // of parts of one compressed cluster wait for each other; see [DecodedCache].
 //
-// The on-disk format is described by fs/erofs/erofs_fs.h of Linux 7.2 and
-// include/erofs_fs.h of erofs-utils 1.9.
+// The on-disk format is described by fs/erofs/erofs_fs.h of Linux 7.2, which has
+// all features of 7.3, and include/erofs_fs.h of erofs-utils 1.9.
 package erofs
