@@ -27,11 +27,13 @@ func (a storeAdapter) Authorize(ctx context.Context, ref string, dockerConfig []
 // storeAdapter only.
 type engineAdapter struct{ engine *engine.Engine }
 
-func (a engineAdapter) Mount(ctx context.Context, domain, volumeID string, img image) (front, error) {
+func (a engineAdapter) Mount(ctx context.Context, req frontRequest, img image) (front, error) {
 	f, err := a.engine.Mount(ctx, engine.Request{
-		Domain:   domain,
-		VolumeID: volumeID,
-		Image:    img.(*nodecache.Image),
+		Domain:     req.Domain,
+		VolumeID:   req.VolumeID,
+		Image:      img.(*nodecache.Image),
+		Keep:       req.Keep,
+		CacheLimit: req.CacheLimit,
 	})
 	if err != nil {
 		return nil, err

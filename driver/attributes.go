@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -19,6 +20,7 @@ const (
 	keyFingerprints = "fingerprints"
 	keyEngine       = "engine"
 	keyLazy         = "lazy"
+	keyCacheLimit   = "cacheLimit"
 )
 
 // Keys that Kubernetes adds by itself.
@@ -53,6 +55,7 @@ type attributes struct {
 	Fingerprints string               `json:"fingerprints"`
 	Engine       string               `json:"engine"`
 	Lazy         string               `json:"lazy"`
+	CacheLimit   int64                `json:"cacheLimit,omitempty"` // bytes; 0: none
 }
 
 // podInfo is what kubelet tells of the pod.
@@ -96,10 +99,13 @@ func parseAttributes(m map[string]string) (attributes, error) {
 		}
 		*c.field(&a) = value
 	}
+	if a.CacheLimit, err = engine.ParseCacheLimit(m[keyCacheLimit]); err != nil {
+		return attributes{}, refuse(errInvalid, "volume attribute cacheLimit: %v", err)
+	}
 	return a, nil
 }
 
-var attributeKeys = []string{keyImage, keyDomain, keyPullPolicy, keyFingerprints, keyEngine, keyLazy}
+var attributeKeys = []string{keyImage, keyDomain, keyPullPolicy, keyFingerprints, keyEngine, keyLazy, keyCacheLimit}
 
 // hasAttributes reports whether a volume context has any key that is not
 // Kubernetes' own.

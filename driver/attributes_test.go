@@ -29,6 +29,8 @@ func TestParseAttributes(t *testing.T) {
 		{"all", map[string]string{"domain_id": "team/x_1.2:3-4", "pullPolicy": "Always", "engine": "fuse", "lazy": "never"}, with(func(a *attributes) {
 			a.Domain, a.PullPolicy, a.Engine, a.Lazy = "team/x_1.2:3-4", nodecache.Always, "fuse", "never"
 		})},
+		{"cache limit", map[string]string{"cacheLimit": "1.5Gi"}, with(func(a *attributes) { a.CacheLimit = 3 << 29 })},
+		{"least cache limit", map[string]string{"cacheLimit": "16777216"}, with(func(a *attributes) { a.CacheLimit = 16 << 20 })},
 		{"never", map[string]string{"pullPolicy": "Never"}, with(func(a *attributes) { a.PullPolicy = nodecache.Never })},
 		{"path", map[string]string{"image": "/images/a.erofs,device=/images/b"}, with(func(a *attributes) { a.Image = "/images/a.erofs,device=/images/b" })},
 		{"Kubernetes' keys", map[string]string{
@@ -76,6 +78,10 @@ func TestParseAttributesRefuses(t *testing.T) {
 		{"kernel engine", map[string]string{"image": "a", "engine": "kernel"}, []string{"not available in this release", "auto or fuse"}},
 		{"engine", map[string]string{"image": "a", "engine": "steam"}, []string{`"steam"`}},
 		{"lazy", map[string]string{"image": "a", "lazy": "true"}, []string{"auto, never"}},
+		{"cache limit", map[string]string{"image": "a", "cacheLimit": "much"}, []string{"cacheLimit", `"much"`, "512Mi"}},
+		{"small cache limit", map[string]string{"image": "a", "cacheLimit": "15Mi"}, []string{`"15Mi"`, "between 16Mi and 8Ei"}},
+		{"endless cache limit", map[string]string{"image": "a", "cacheLimit": "9e30"}, []string{`"9e30"`, "8Ei"}},
+		{"negative cache limit", map[string]string{"image": "a", "cacheLimit": "-1Gi"}, []string{`"-1Gi"`}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

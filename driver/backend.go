@@ -29,9 +29,20 @@ type image interface {
 
 // mountEngine mounts images: driver/engine.Engine behind engineAdapter.
 type mountEngine interface {
-	// Mount mounts img. domain "" shares with nobody. The image stays the
-	// caller's, who must not release it before the front.
-	Mount(ctx context.Context, domain, volumeID string, img image) (front, error)
+	// Mount mounts img. The image stays the caller's, who must not release it
+	// before the front.
+	Mount(ctx context.Context, req frontRequest, img image) (front, error)
+}
+
+// frontRequest is what a volume asks of its front.
+type frontRequest struct {
+	// Domain "" shares with nobody.
+	Domain     string
+	VolumeID   string
+	CacheLimit int64 // of the domain, in bytes; 0: none
+	// Keep the image's pages when the volume ends: it, or another of its domain,
+	// may come back.
+	Keep bool
 }
 
 // front is one volume's hold on a mounted tree, which other volumes of its

@@ -132,9 +132,9 @@ func newFakeEngine(t *testing.T) *fakeEngine {
 	return e
 }
 
-func (e *fakeEngine) Mount(ctx context.Context, domain, volumeID string, img image) (front, error) {
+func (e *fakeEngine) Mount(ctx context.Context, req frontRequest, img image) (front, error) {
 	if e.mount != nil {
-		if err := e.mount(ctx, domain, volumeID); err != nil {
+		if err := e.mount(ctx, req.Domain, req.VolumeID); err != nil {
 			return nil, err
 		}
 	}
@@ -142,7 +142,7 @@ func (e *fakeEngine) Mount(ctx context.Context, domain, volumeID string, img ima
 	defer e.mu.Unlock()
 	e.serial++
 	f := &fakeFront{
-		dir: filepath.Join(e.dir, fmt.Sprintf("front-%d", e.serial)), domain: domain,
+		dir: filepath.Join(e.dir, fmt.Sprintf("front-%d", e.serial)), domain: req.Domain, request: req,
 		content: img.(*fakeImage).content,
 	}
 	if err := os.Mkdir(f.dir, 0o700); err != nil {
@@ -177,6 +177,7 @@ func (e *fakeEngine) live() int {
 
 type fakeFront struct {
 	dir, domain, content string
+	request              frontRequest
 
 	mu       sync.Mutex
 	released bool  // GUARDED_BY mu

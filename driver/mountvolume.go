@@ -139,7 +139,7 @@ func (m *volumeManager) create(ctx context.Context, req mountRequest) (err error
 			return hintSecret(err, req)
 		}
 	}
-	img, f, err := m.open(ctx, &u, req.VolumeID, req.Domain, req.Attributes.Image, nodecache.AcquireOptions{
+	img, f, err := m.open(ctx, &u, wantFront(req.VolumeID, req.Domain, req.Ephemeral, req.Attributes), req.Attributes.Image, nodecache.AcquireOptions{
 		Policy:       req.Attributes.PullPolicy,
 		DockerConfig: req.DockerConfig,
 	})

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -147,6 +148,46 @@ func TestDomains(t *testing.T) {
 
 // TestBadInput is the bad input that the driver itself or what is below it
 // refuses: each has its code, names what is wrong, and leaves nothing behind.
+// What a volume asks of its front: a limit of its domain's page cache, and that its
+// pages stay unless it can't come back.
+func TestFrontRequests(t *testing.T) {
+	p := newPlugin(t)
+	p.stop()
+	p.start(t, inlinePolicy{"allowed": {"team": true}})
+	ctx := context.Background()
+	stage := p.stageRequest(t, "v")
+	stage.VolumeContext["cacheLimit"] = "64Mi"
+	if _, err := p.NodeStageVolume(ctx, stage); err != nil {
+		t.Fatal(err)
+	}
+	inline := func(id, namespace, domain string) error {
+		req := p.inlineRequest(id, id)
+		req.VolumeContext[keyNamespace] = namespace
+		req.VolumeContext["domain_id"] = domain
+		req.VolumeContext["cacheLimit"] = "32Mi"
+		_, err := p.NodePublishVolume(ctx, req)
+		return err
+	}
+	for id, domain := range map[string]string{"csi-1": "", "csi-2": "any"} {
+		if err := inline(id, "n", domain); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantCode(t, inline("csi-3", "allowed", "team"), codes.InvalidArgument, "cacheLimit", `"team"`)
+	want := map[string]frontRequest{
+		"v":     {VolumeID: "v", CacheLimit: 64 << 20, Keep: true},
+		"csi-1": {VolumeID: "csi-1", CacheLimit: 32 << 20},
+		"csi-2": {VolumeID: "csi-2", CacheLimit: 32 << 20, Domain: "namespace/n", Keep: true},
+	}
+	got := make(map[string]frontRequest)
+	for _, f := range p.engine.all() {
+		got[f.request.VolumeID] = f.request
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("asked for %+v, want %+v", got, want)
+	}
+}
+
 func TestBadInput(t *testing.T) {
 	const mib = 1 << 20
 	type request = csi.NodeStageVolumeRequest

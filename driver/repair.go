@@ -68,7 +68,7 @@ func (m *volumeManager) replaceFront(ctx context.Context, v *volume, opts nodeca
 	v.release(ctx)
 	var u undo
 	defer u.end(ctx, &err)
-	img, f, err := m.open(ctx, &u, rec.VolumeID, rec.Domain, rec.Reference, opts)
+	img, f, err := m.open(ctx, &u, wantFront(rec.VolumeID, rec.Domain, rec.Ephemeral, &rec.Attributes), rec.Reference, opts)
 	if err != nil {
 		return broken(err)
 	}

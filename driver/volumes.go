@@ -155,21 +155,30 @@ func (u *undo) end(ctx context.Context, err *error) {
 	}
 }
 
+// wantFront is what a volume asks of the engine. An inline volume without a domain
+// never comes back: its id is that of one pod.
+func wantFront(volumeID, domain string, ephemeral bool, a *attributes) frontRequest {
+	return frontRequest{
+		Domain: domain, VolumeID: volumeID,
+		CacheLimit: a.CacheLimit, Keep: domain != "" || !ephemeral,
+	}
+}
+
 // open acquires and mounts an image; u takes both back.
-func (m *volumeManager) open(ctx context.Context, u *undo, volumeID, domain, ref string, opts nodecache.AcquireOptions) (image, front, error) {
-	img, err := m.pulls.acquire(ctx, volumeID, ref, opts)
+func (m *volumeManager) open(ctx context.Context, u *undo, req frontRequest, ref string, opts nodecache.AcquireOptions) (image, front, error) {
+	img, err := m.pulls.acquire(ctx, req.VolumeID, ref, opts)
 	if err != nil {
 		return nil, nil, err
 	}
 	u.add(func(context.Context) error { img.Release(); return nil })
-	f, err := m.engine.Mount(ctx, domain, volumeID, img)
+	f, err := m.engine.Mount(ctx, req, img)
 	if err != nil {
 		return nil, nil, err
 	}
 	u.add(f.Release)
 	logger := klog.FromContext(ctx)
-	logger.V(2).Info("Mounted image", "volumeID", volumeID, "image", img.Reference(), "imageID", img.ID(),
-		"domain", domain, "front", f.Kind(), "reason", f.Reason())
+	logger.V(2).Info("Mounted image", "volumeID", req.VolumeID, "image", img.Reference(), "imageID", img.ID(),
+		"domain", req.Domain, "front", f.Kind(), "reason", f.Reason())
 	return img, f, nil
 }
 

@@ -239,6 +239,27 @@ func (in *Inode) Sectors() uint64 {
 // IsDir reports whether the inode is a directory.
 func (in *Inode) IsDir() bool { return in.Mode&modeFmt == modeDir }
 
+// DecodeCost orders inodes by how long it takes to get the same data from them: 0
+// for one that is not compressed, else more the slower the slowest algorithm of
+// the image is to decode, at most MaxDecodeCost.
+func (in *Inode) DecodeCost() uint8 {
+	if !in.Layout.Compressed() {
+		return 0
+	}
+	cost := decodeCosts[disk.AlgLZ4]
+	for alg, c := range decodeCosts {
+		if in.im.algorithms&(1<<alg) != 0 {
+			cost = max(cost, c)
+		}
+	}
+	return cost
+}
+
+// MaxDecodeCost is the largest DecodeCost.
+const MaxDecodeCost = 4
+
+var decodeCosts = [disk.AlgEnd]uint8{disk.AlgLZ4: 1, disk.AlgZstd: 2, disk.AlgDeflate: 3, disk.AlgLZMA: MaxDecodeCost}
+
 // IsRegular reports whether the inode is a regular file.
 func (in *Inode) IsRegular() bool { return in.Mode&modeFmt == modeRegular }
 

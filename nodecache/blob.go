@@ -55,6 +55,15 @@ func (b *Blob) Size() int64 { return b.size }
 // Path is the absolute path of the file, symbolic links resolved.
 func (b *Blob) Path() string { return b.path }
 
+func (b *Blob) unlinked() bool {
+	if b.file.acquire() != nil {
+		return false
+	}
+	defer b.file.release()
+	var st unix.Stat_t
+	return unix.Fstat(b.file.fd, &st) == nil && st.Nlink == 0
+}
+
 // ReadAt implements [io.ReaderAt] for the Size bytes of the blob. A blob that
 // became shorter is [io.ErrUnexpectedEOF], or [ErrChanged] if used in place.
 func (b *Blob) ReadAt(p []byte, off int64) (int, error) {

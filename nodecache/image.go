@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 )
 
@@ -84,6 +85,10 @@ func (i *Image) WriteSidecar(name string, write func(*os.File) error) error {
 	}
 	return nil
 }
+
+// Unlinked tells whether a file of the image has no name any more: whoever removed
+// it waits for its space.
+func (i *Image) Unlinked() bool { return slices.ContainsFunc(i.files.blobs, (*Blob).unlinked) }
 
 // Release ends the use of the image; that of its clones goes on. Once all have
 // ended, reads that run finish and later ones fail. Calls after the first do

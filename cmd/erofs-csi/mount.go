@@ -20,6 +20,7 @@ import (
 // mountFlags are the flags of mount.
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
+	cacheLimit                        string
 	front                             *choice
 	pull                              *pull
 }
@@ -59,6 +60,7 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
 	addCacheDir(flags, &f.cacheDir)
 	addStateDir(flags, &f.stateDir)
 	f.front = addFront(cmd)
+	flags.StringVar(&f.cacheLimit, "cache-limit", "", "`SIZE` that the page cache of all images together may have, as 512Mi; empty: no limit")
 	f.pull = addPull(cmd)
 	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
 	_ = flags.MarkHidden("pprof") // it fails only for a flag that does not exist
@@ -137,6 +139,8 @@ type mountServer struct {
 	engine  *engine.Engine
 	options nodecache.AcquireOptions
 	mounted []mounted // in order of mounting
+
+	cacheLimit int64
 }
 
 // mounted is one front at its directory.
@@ -148,11 +152,14 @@ type mounted struct {
 
 func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountServer, error) {
 	s := &mountServer{flags: f}
+	var err error
+	if s.cacheLimit, err = engine.ParseCacheLimit(f.cacheLimit); err != nil {
+		return nil, usagef("--cache-limit: %v", err)
+	}
 	pathsOnly := true
 	for _, p := range pairs {
 		pathsOnly = pathsOnly && p.image.path
 	}
-	var err error
 	if !pathsOnly {
 		if s.options, err = f.pull.options(); err != nil {
 			return nil, err
@@ -181,7 +188,9 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	if m.image, err = s.store.Acquire(ctx, p.image.ref, s.options); err != nil {
 		return imageError(p.arg, err)
 	}
-	m.front, err = s.engine.Mount(ctx, engine.Request{Domain: s.flags.domain, VolumeID: p.dir, Image: m.image})
+	m.front, err = s.engine.Mount(ctx, engine.Request{
+		Domain: s.flags.domain, VolumeID: p.dir, Image: m.image, CacheLimit: s.cacheLimit,
+	})
 	if err != nil {
 		return imageError(p.arg, err)
 	}

@@ -45,16 +45,23 @@ pages would take more if each file of each image had its own.`,
 }
 
 func readStatus(ctx context.Context, stateDir string) ([]engine.Status, error) {
-	// The engines' directories are root's; without this, everybody else would
-	// be told that nothing is mounted.
-	if err := unix.Access(filepath.Join(stateDir, "engines"), unix.R_OK|unix.X_OK); errors.Is(err, unix.EACCES) {
-		return nil, failf("%s: %w: run status as root", stateDir, err)
+	if err := checkStateDir(stateDir, "status"); err != nil {
+		return nil, err
 	}
 	list, err := engine.ReadStatus(ctx, stateDir)
 	if list == nil {
 		list = []engine.Status{} // [] in JSON
 	}
 	return list, err
+}
+
+// checkStateDir tells who may not look into the engines' directories, which are
+// root's: to them nothing would seem to be mounted.
+func checkStateDir(stateDir, command string) error {
+	if err := unix.Access(filepath.Join(stateDir, "engines"), unix.R_OK|unix.X_OK); errors.Is(err, unix.EACCES) {
+		return failf("%s: %w: run %s as root", stateDir, err, command)
+	}
+	return nil
 }
 
 func printStatus(out io.Writer, stateDir string, list []engine.Status) error {

@@ -28,13 +28,17 @@ type childConfig struct {
 	CacheDir string
 	Front    string
 	Mounts   []childMount
-	Stress   int // rounds of mounting and releasing them in parallel, instead
+
+	IdleCheck time.Duration
+	Stress    int // rounds of mounting and releasing them in parallel, instead
 }
 
 type childMount struct {
 	Domain string
 	Volume string
 	Image  string // reference
+	Keep   bool
+	Limit  int64
 }
 
 // childReport is what it answers, one line of JSON, when all is mounted.
@@ -58,7 +62,7 @@ func TestMain(m *testing.M) {
 }
 
 // runChild mounts what config says. It lets go of the front whose number comes on
-// stdin, and of all when stdin ends.
+// stdin, or mounts it again when it is gone, and lets go of all when stdin ends.
 func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	ctx := context.Background()
 	var c childConfig
@@ -75,6 +79,9 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close(ctx)) }()
+	if c.IdleCheck > 0 {
+		e.idle.check = c.IdleCheck
+	}
 	var report childReport
 	if c.Stress > 0 {
 		for _, problem := range stress(ctx, e, store, c) {
@@ -82,22 +89,20 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		}
 		c.Mounts = nil
 	}
-	var fronts []*Front
-	for _, m := range c.Mounts {
-		img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
-		if err != nil {
+	fronts := make([]*Front, len(c.Mounts))
+	defer func() {
+		for _, f := range fronts {
+			if f != nil {
+				err = errors.Join(err, f.Release(ctx))
+			}
+		}
+	}()
+	for i, m := range c.Mounts {
+		var cf childFront
+		if fronts[i], cf, err = mountChild(ctx, e, store, m); err != nil {
 			return err
 		}
-		defer img.Release()
-		f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img})
-		if err != nil {
-			report.Fronts = append(report.Fronts, childFront{Err: err.Error()})
-			fronts = append(fronts, nil)
-			continue
-		}
-		defer func() { err = errors.Join(err, f.Release(ctx)) }()
-		report.Fronts = append(report.Fronts, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()})
-		fronts = append(fronts, f)
+		report.Fronts = append(report.Fronts, cf)
 	}
 	if err := json.NewEncoder(stdout).Encode(report); err != nil {
 		return err
@@ -107,12 +112,35 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := fronts[n].Release(ctx); err != nil {
+		var cf childFront
+		if f := fronts[n]; f != nil {
+			fronts[n] = nil
+			err = f.Release(ctx)
+		} else {
+			fronts[n], cf, err = mountChild(ctx, e, store, c.Mounts[n])
+		}
+		if err == nil {
+			err = json.NewEncoder(stdout).Encode(cf)
+		}
+		if err != nil {
 			return err
 		}
-		fmt.Fprintln(stdout, "released")
 	}
 	return nil
+}
+
+// mountChild mounts an image, which it keeps no longer than the front does.
+func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childMount) (*Front, childFront, error) {
+	img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
+	if err != nil {
+		return nil, childFront{}, err
+	}
+	defer img.Release()
+	f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img, Keep: m.Keep, CacheLimit: m.Limit})
+	if err != nil {
+		return nil, childFront{Err: err.Error()}, nil
+	}
+	return f, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()}, nil
 }
 
 // child is an engine's process.
@@ -181,14 +209,19 @@ func (ch *child) stop(t *testing.T) {
 	ch.cmd = nil
 }
 
-// release lets go of the nth front.
-func (ch *child) release(t *testing.T, n int) {
+// toggle lets go of the nth front, or mounts it again.
+func (ch *child) toggle(t *testing.T, n int) {
 	t.Helper()
 	if _, err := fmt.Fprintln(ch.stdin, n); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ch.stdout.ReadString('\n'); err != nil {
-		t.Fatalf("release of mount %d: %v\n%s", n, err, ch.stderr)
+	line, err := ch.stdout.ReadBytes('\n')
+	if err == nil {
+		ch.Fronts[n] = childFront{}
+		err = json.Unmarshal(line, &ch.Fronts[n])
+	}
+	if err != nil {
+		t.Fatalf("mount %d: %v\n%s", n, err, ch.stderr)
 	}
 }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"sync"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -23,6 +26,37 @@ type domain struct {
 	share *share.Domain
 	fs    *fusefs.FS
 	mount *fusefs.Mount
+
+	mu     sync.Mutex
+	limits map[*Front]int64 // what its volumes ask for; GUARDED_BY(mu)
+}
+
+// limit notes the limit that a volume asks for, if any.
+func (d *domain) limit(f *Front, bytes int64) {
+	if bytes == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.limits[f] = bytes
+	d.setLimit()
+}
+
+// unlimit forgets a volume's limit. The last one stays, for what remains in memory.
+func (d *domain) unlimit(f *Front) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.limits[f]; ok {
+		delete(d.limits, f)
+		d.setLimit()
+	}
+}
+
+// setLimit makes the smallest limit hold; d.mu is held.
+func (d *domain) setLimit() {
+	if len(d.limits) > 0 {
+		d.fs.SetCacheLimit(slices.Min(slices.Collect(maps.Values(d.limits))))
+	}
 }
 
 func (e *Engine) makeDomain(ctx context.Context, name string) (*domain, error) {
@@ -30,12 +64,15 @@ func (e *Engine) makeDomain(ctx context.Context, name string) (*domain, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &domain{name: name, share: share.NewDomain(name)}
+	log := klog.FromContext(ctx)
+	d := &domain{name: name, share: share.NewDomain(name), limits: make(map[*Front]int64)}
+	d.share.OnFailure(func(in *share.Inode, err error) {
+		log.Error(err, "An image can't supply a file; another one does", "domain", name, "file", in.Path())
+	})
 	d.fs = fusefs.New(d.share)
 	if d.mount, err = fusefs.Serve(ctx, d.fs, dir); err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	log := klog.FromContext(ctx)
 	if err := d.mount.SetReadahead(d.mount.RequestSize()); err != nil {
 		log.Error(err, "Cannot raise the readahead: cold sequential reads are slower", "domain", name)
 	}

@@ -57,6 +57,7 @@ type Engine struct {
 
 	domains *pool[string, *domain]
 	fronts  *pool[frontKey, *front]
+	idle    idleImages
 	indexes indexer
 	serial  atomic.Uint64 // names of mount directories
 
@@ -80,7 +81,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, instance: in}
+	e := &Engine{cfg: cfg, instance: in, idle: idleImages{check: idleCheck}}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	e.domains = newPool[string](e.unmakeDomain)
 	e.fronts = newPool[frontKey](e.unmakeFront)
@@ -101,6 +102,14 @@ type Request struct {
 	VolumeID string
 	// Image stays the caller's, to release after the front.
 	Image *nodecache.Image
+	// Keep leaves the image in its domain after the last front of it is released,
+	// so that the next one finds its pages in memory, as long as the kernel has not
+	// reclaimed them. It is for volumes that may come back, and must be the same in
+	// all requests for one front.
+	Keep bool
+	// CacheLimit bounds the page cache of the domain in bytes; 0: no bound. Where
+	// volumes of one domain differ, the smallest limit holds for all.
+	CacheLimit int64
 }
 
 // Mount returns a front that shows the image. Fronts of one image in one domain
@@ -110,13 +119,18 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	if e.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
+	if req.CacheLimit != 0 && req.CacheLimit < MinCacheLimit {
+		return nil, fmt.Errorf("cache limit of %d bytes: want at least %d", req.CacheLimit, MinCacheLimit)
+	}
 	key := frontKey{domain: domainKey(req), image: req.Image.ID()}
 	it, err := e.fronts.acquire(ctx, key, func() (*front, error) { return e.makeFront(ctx, key, req) })
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
 	}
+	f := &Front{engine: e, item: it, front: it.val, volume: req.VolumeID}
 	it.val.addUser(req.VolumeID)
-	return &Front{engine: e, item: it, front: it.val, volume: req.VolumeID}, nil
+	it.val.domain.limit(f, req.CacheLimit)
+	return f, nil
 }
 
 // domainKey keeps the names of domains and of volumes without one apart.
@@ -137,7 +151,7 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 			klog.FromContext(ctx).Info("Front is still in use", "image", f.reference, "domain", f.domain.name, "volumes", f.volumes())
 			err = errors.Join(err, e.unmakeFront(f))
 		}
-		err = errors.Join(err, e.indexes.wait(ctx), e.instance.remove(ctx))
+		err = errors.Join(err, e.forget(e.idle.takeAll(query{})), e.indexes.wait(ctx), e.instance.remove(ctx))
 	})
 	return err
 }

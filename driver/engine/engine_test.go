@@ -414,7 +414,7 @@ func TestImageThatLeavesTakesItsPages(t *testing.T) {
 	if before.SharedInodes != 5 {
 		t.Fatalf("%d shared inodes, want 5: %+v", before.SharedInodes, before)
 	}
-	ch.release(t, 0)
+	ch.toggle(t, 0)
 	var after DomainStatus
 	for range 100 { // the kernel forgets in its own time
 		if after = domainStatus(t, state); after.SharedInodes == 4 {
@@ -430,7 +430,7 @@ func TestImageThatLeavesTakesItsPages(t *testing.T) {
 		t.Errorf("mounts: %v; want the private directory, content, metadata and front", got)
 	}
 	readAll(t, ch.Fronts[1].Path)
-	ch.release(t, 1)
+	ch.toggle(t, 1)
 	if got := mountsBelow(t, state); len(got) != 1 {
 		t.Errorf("mounts after the last image left: %v; want the private directory alone", got)
 	}

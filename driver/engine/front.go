@@ -13,9 +13,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
-	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
-	"github.com/erofs-csi/erofs-csi/erofs/share"
-	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // frontKey names a front: an image in a domain.
@@ -26,18 +23,14 @@ type frontKey struct {
 
 // front is what all volumes of one image in one domain show.
 type front struct {
+	*joined
+	reference string // by which the image was asked for
 	kind      string // FrontOverlay or FrontTree
 	reason    string // why not the overlay; empty for one
 	dir       string
-	reference string
-	super     erofs.Superblock
-
-	domain     *domain
-	domainItem *item[string, *domain]
-	image      *nodecache.Image
-	member     *share.Member
-	undo       []func() error // how to take the mounts away, the last made first
-	unmade     sync.Once
+	undo      []func() error // how to take the mounts away, the last made first
+	keep      bool           // the image stays in its domain when the mounts are gone
+	unmade    sync.Once
 
 	mu    sync.Mutex
 	users []string // volume ids, one for each hold; GUARDED_BY(mu)
@@ -78,12 +71,14 @@ func (f *Front) Stats() Stats {
 // Healthy tells whether the content mount still answers.
 func (f *Front) Healthy() error { return f.front.domain.mount.Alive() }
 
-// Release lets go of the front; the last one unmounts it. Mounts bound from Path
-// should be gone: those that are not keep what is in memory, and get errors for
-// the rest.
+// Release lets go of the front; the last one unmounts it. The image stays in its
+// domain, so that its pages are there for the next front, if that was asked for
+// (Request.Keep). Mounts bound from Path should be gone: those that are not keep
+// what is in memory, and get errors for the rest.
 func (f *Front) Release(context.Context) error {
 	f.once.Do(func() {
 		f.front.removeUser(f.volume)
+		f.front.domain.unlimit(f)
 		f.err = f.engine.fronts.release(f.item)
 	})
 	return f.err
@@ -115,45 +110,29 @@ func (f *front) volumes() []string {
 // makeFront mounts an image in a domain. What it did is undone when it fails.
 func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *front, err error) {
 	start := time.Now()
-	f := &front{reference: req.Image.Reference(), image: req.Image.Clone()}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.unmakeFront(f))
-		}
-	}()
-	im, _, err := openImage(f.image, mountedCache)
+	scan, _, err := openImage(req.Image, scanCache) // garbage when the front is mounted
 	if err != nil {
 		return nil, err
 	}
-	f.super = im.Superblock()
-	scan, _, err := openImage(f.image, scanCache) // garbage when the front is mounted
-	if err != nil {
-		return nil, err
+	if err := e.forget(e.idle.takeDead()); err != nil {
+		klog.FromContext(ctx).Error(err, "Letting go of images of a dead session left something behind")
 	}
-	files, err := fingerprint.Files(scan)
-	if err != nil {
-		return nil, err
-	}
-	var fp *fingerprint.Index // without a domain nothing is shared, and no hash needed
-	if req.Domain != "" {
-		if fp, err = e.index(ctx, f.image, files); err != nil {
+	f := &front{joined: e.idle.take(key), reference: req.Image.Reference()}
+	warm := f.joined != nil
+	if !warm {
+		if f.joined, err = e.join(ctx, key, req, scan); err != nil {
 			return nil, err
 		}
 	}
-	f.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain) })
-	if err != nil {
-		return nil, err
-	}
-	f.domain = f.domainItem.val
-	f.member = f.domain.share.Join(im, share.NewTag(key.image), files, fp)
 	if err := e.mountFront(ctx, f, scan); err != nil {
-		return nil, err
+		return nil, errors.Join(err, e.unmakeFront(f))
 	}
+	f.keep = req.Keep
 	log := klog.FromContext(ctx).WithValues("image", f.reference, "domain", req.Domain, "front", f.kind)
 	if f.reason != "" {
 		log = log.WithValues("reason", f.reason)
 	}
-	log.Info("Mounted an image", "files", len(files), "target", f.dir, "duration", time.Since(start))
+	log.Info("Mounted an image", "files", f.files, "warm", warm, "target", f.dir, "duration", time.Since(start))
 	return f, nil
 }
 
@@ -182,13 +161,13 @@ func (e *Engine) mountFront(ctx context.Context, f *front, im *erofs.Image) erro
 }
 
 // mountTree shows the image by a bind mount of its tree in the content mount.
-func (e *Engine) mountTree(f *front) error {
-	path, err := f.domain.fs.AddTree(f.member)
-	if err != nil {
-		return err
+func (e *Engine) mountTree(f *front) (err error) {
+	if f.tree == "" {
+		if f.tree, err = f.domain.fs.AddTree(f.member); err != nil {
+			return err
+		}
 	}
-	f.undo = append(f.undo, func() error { f.domain.fs.RemoveTree(f.member); return nil })
-	if err := unix.Mount(f.domain.mount.Dir()+path, f.dir, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(f.domain.mount.Dir()+f.tree, f.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
 	}
 	f.undo = append(f.undo, func() error { return unmount(f.dir) })
@@ -198,30 +177,18 @@ func (e *Engine) mountTree(f *front) error {
 // unmakeFront takes a front away, as far as it was made. It goes on after an error,
 // so that nothing is left that could be taken away.
 func (e *Engine) unmakeFront(f *front) (err error) {
-	f.unmade.Do(func() { err = e.unmakeFrontOnce(f) })
-	return err
-}
-
-func (e *Engine) unmakeFrontOnce(f *front) error {
-	var errs []error
-	for i := len(f.undo) - 1; i >= 0; i-- {
-		errs = append(errs, f.undo[i]())
-	}
-	f.undo = nil
-	if f.member != nil {
-		orphans := f.member.Leave()
-		if _, images := f.domain.share.Len(); images > 0 {
-			if err := f.domain.fs.Drop(orphans); err != nil {
-				klog.FromContext(e.ctx).Error(err, "Cannot drop all pages of an image that is gone", "image", f.reference)
-			}
+	f.unmade.Do(func() {
+		for i := len(f.undo) - 1; i >= 0; i-- {
+			err = errors.Join(err, f.undo[i]())
 		}
-	}
-	if f.domainItem != nil {
-		errs = append(errs, e.domains.release(f.domainItem))
-	}
-	f.image.Release()
-	klog.FromContext(e.ctx).V(2).Info("Let go of an image", "image", f.reference, "front", f.kind)
-	return errors.Join(errs...)
+		f.undo = nil
+		if f.keep && e.ctx.Err() == nil && f.domain.mount.Alive() == nil {
+			err = errors.Join(err, e.rest(f.joined))
+		} else {
+			err = errors.Join(err, e.leave(f.joined))
+		}
+	})
+	return err
 }
 
 // unmount takes a mount of ours away. One that is still in use is detached: who

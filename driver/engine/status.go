@@ -21,6 +21,11 @@ type DomainStatus struct {
 	ContentMount string        `json:"contentMount"`
 	SharedInodes int           `json:"sharedInodes"`
 	Fronts       []FrontStatus `json:"fronts"`
+	// Idle are the images that no volume shows any more, but whose pages are kept for
+	// the next one.
+	Idle []string `json:"idle,omitempty"`
+	// CacheLimit bounds BytesResident; 0: no bound.
+	CacheLimit int64 `json:"cacheLimit,omitempty"`
 
 	// BytesResident is the page cache of the domain's files, by cachestat(2).
 	BytesResident int64 `json:"bytesResident"`
@@ -47,22 +52,50 @@ type FrontStatus struct {
 
 // Status returns what the engine holds, without the bytes, which it does not know:
 // to ask the kernel, it would have to open files of its own mounts. See ReadStatus.
-func (e *Engine) Status() Status {
+func (e *Engine) Status() Status { return e.answer(query{}) }
+
+// answer is the status of what a query names.
+func (e *Engine) answer(q query) Status {
 	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
-	byDomain := make(map[*domain][]FrontStatus)
-	for _, f := range e.fronts.snapshot() {
-		byDomain[f.domain] = append(byDomain[f.domain], FrontStatus{
-			Image: f.reference, Digest: f.image.Digest(),
-			Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: f.volumes(),
-		})
+	byDomain := make(map[*domain]*DomainStatus)
+	of := func(j *joined) *DomainStatus {
+		d := byDomain[j.domain]
+		if d == nil {
+			inodes, _ := j.domain.share.Len()
+			d = &DomainStatus{
+				Name: j.domain.name, ContentMount: j.domain.mount.Dir(), SharedInodes: inodes,
+				Fronts: []FrontStatus{}, CacheLimit: j.domain.fs.CacheLimit(),
+			}
+			if q.Volume == nil {
+				d.Nodes = j.domain.fs.ReadNodes(nil)
+			}
+			byDomain[j.domain] = d
+		}
+		return d
 	}
-	for d, fronts := range byDomain {
-		slices.SortFunc(fronts, func(a, b FrontStatus) int { return cmp.Compare(a.Image, b.Image) })
-		inodes, _ := d.share.Len()
-		s.Domains = append(s.Domains, DomainStatus{
-			Name: d.name, ContentMount: d.mount.Dir(), SharedInodes: inodes,
-			Fronts: fronts, Nodes: d.fs.ReadNodes(),
+	for _, f := range e.fronts.snapshot() {
+		volumes := f.volumes()
+		if !q.picks(f.joined, volumes) {
+			continue
+		}
+		d := of(f.joined)
+		d.Fronts = append(d.Fronts, FrontStatus{
+			Image: f.reference, Digest: f.image.Digest(),
+			Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: volumes,
 		})
+		if q.Volume != nil {
+			d.Nodes = append(d.Nodes, f.domain.fs.ReadNodes(f.member)...)
+		}
+	}
+	for _, j := range e.idle.list() {
+		if q.picks(j, nil) {
+			d := of(j)
+			d.Idle = append(d.Idle, j.reference)
+		}
+	}
+	for _, d := range byDomain {
+		slices.SortFunc(d.Fronts, func(a, b FrontStatus) int { return cmp.Compare(a.Image, b.Image) })
+		s.Domains = append(s.Domains, *d)
 	}
 	slices.SortFunc(s.Domains, func(a, b DomainStatus) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ContentMount, b.ContentMount))

@@ -8,9 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 )
 
 // ReadStatus asks every engine of a state directory for its status, and the kernel
@@ -20,6 +23,95 @@ import (
 // An engine that does not answer is an error, joined with those of the others,
 // beside the status of those that did.
 func ReadStatus(ctx context.Context, stateDir string) ([]Status, error) {
+	list, err := askAll(ctx, stateDir, query{})
+	errs := []error{err}
+	for i := range list {
+		for k := range list[i].Domains {
+			d := &list[i].Domains[k]
+			errs = append(errs, d.eachFile(ctx, func(fd int, n fusefs.NodeUse) error {
+				bytes, err := residentBytes(fd)
+				d.BytesResident += bytes
+				d.BytesSaved += bytes * int64(max(n.Files-1, 0))
+				return err
+			}))
+			d.Nodes = nil
+		}
+	}
+	return list, errors.Join(errs...)
+}
+
+// DropFilter says whose pages are to be dropped; the zero value: everybody's.
+type DropFilter struct {
+	Domain string // only of this domain
+	Volume string // only of the files that this volume shows, whoever shares them
+}
+
+// Dropped is what DropCaches has done.
+type Dropped struct {
+	Domains int   `json:"domains"`
+	Files   int   `json:"files"`       // that had pages
+	Before  int64 `json:"bytesBefore"` // in the page cache
+	After   int64 `json:"bytesAfter"`  // mapped by a process, or just being read
+}
+
+// DropCaches drops the page cache of the engines of a state directory, and lets go
+// of their images that no volume shows. Pages that a process has mapped stay. It
+// must not be called by a process that serves one of them.
+//
+// Errors: a filter that nothing answers to, and those of ReadStatus.
+func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Dropped, error) {
+	q := query{Forget: true}
+	if filter.Domain != "" {
+		q.Domain = &filter.Domain
+	}
+	if filter.Volume != "" {
+		q.Volume = &filter.Volume
+	}
+	var sum Dropped
+	list, err := askAll(ctx, stateDir, q)
+	errs := []error{err}
+	for _, s := range list {
+		sum.Domains += len(s.Domains)
+		for k := range s.Domains {
+			errs = append(errs, s.Domains[k].eachFile(ctx, func(fd int, _ fusefs.NodeUse) error {
+				before, err := residentBytes(fd)
+				if err != nil || before == 0 {
+					return err
+				}
+				if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
+					return err
+				}
+				after, err := residentBytes(fd)
+				sum.Files++
+				sum.Before += before
+				sum.After += after
+				return err
+			}))
+		}
+	}
+	if sum.Domains == 0 && errors.Join(errs...) == nil && (q.Domain != nil || q.Volume != nil) {
+		return sum, fmt.Errorf("%w: %s (state directory %s)", ErrNotMounted, filter, stateDir)
+	}
+	return sum, errors.Join(errs...)
+}
+
+// ErrNotMounted says that no engine has what was asked for.
+var ErrNotMounted = errors.New("nothing is mounted")
+
+// String names what the filter picks.
+func (f DropFilter) String() string {
+	var parts []string
+	if f.Domain != "" {
+		parts = append(parts, fmt.Sprintf("domain %q", f.Domain))
+	}
+	if f.Volume != "" {
+		parts = append(parts, fmt.Sprintf("volume %q", f.Volume))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// askAll asks every living engine of a state directory.
+func askAll(ctx context.Context, stateDir string, q query) ([]Status, error) {
 	sockets, err := filepath.Glob(filepath.Join(stateDir, instancesDir, "*", statusSocket))
 	if err != nil {
 		return nil, err
@@ -27,7 +119,7 @@ func ReadStatus(ctx context.Context, stateDir string) ([]Status, error) {
 	var list []Status
 	var errs []error
 	for _, path := range sockets {
-		s, err := readStatus(ctx, path)
+		s, err := askOne(ctx, path, q)
 		switch {
 		case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
 			// Its engine is dead, and the next one will remove it.
@@ -40,7 +132,7 @@ func ReadStatus(ctx context.Context, stateDir string) ([]Status, error) {
 	return list, errors.Join(errs...)
 }
 
-func readStatus(ctx context.Context, path string) (s Status, err error) {
+func askOne(ctx context.Context, path string, q query) (s Status, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
@@ -51,39 +143,47 @@ func readStatus(ctx context.Context, path string) (s Status, err error) {
 	if t, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(t)
 	}
-	if err := json.NewDecoder(conn).Decode(&s); err != nil {
+	if err := json.NewEncoder(conn).Encode(q); err != nil {
 		return s, err
 	}
-	for i := range s.Domains {
-		d := &s.Domains[i]
-		for _, n := range d.Nodes {
-			if ctx.Err() != nil {
-				return s, ctx.Err()
-			}
-			pages, err := residentPages(d.ContentMount + n.Path)
-			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
-				continue // forgotten meanwhile, with its pages
-			}
-			if err != nil {
-				return s, fmt.Errorf("page cache of %s: %w", n.Path, err)
-			}
-			bytes := int64(pages) * int64(os.Getpagesize())
-			d.BytesResident += bytes
-			d.BytesSaved += bytes * int64(max(n.Files-1, 0))
-		}
-		d.Nodes = nil
-	}
-	return s, nil
+	return s, json.NewDecoder(conn).Decode(&s)
 }
 
-// residentPages returns how many pages of a file are in the page cache. It opens
-// with bare system calls: os.Open would ask the file system for poll(2).
-func residentPages(path string) (uint64, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-	if err != nil {
-		return 0, err
+// eachFile calls fn with each of the domain's Nodes, open. It opens with bare system
+// calls: os.Open would ask the file system for poll(2).
+func (d *DomainStatus) eachFile(ctx context.Context, fn func(fd int, n fusefs.NodeUse) error) error {
+	one := func(n fusefs.NodeUse) error {
+		fd, err := unix.Open(d.ContentMount+n.Path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
+			return nil // forgotten meanwhile, with its pages
+		}
+		if err == nil {
+			err = fn(fd, n)
+			_ = unix.Close(fd)
+		}
+		if err != nil {
+			return fmt.Errorf("page cache of %s: %w", n.Path, err)
+		}
+		return nil
 	}
-	defer func() { _ = unix.Close(fd) }()
+	for _, n := range d.Nodes {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := one(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// residentBytes returns how much of an open file is in the page cache.
+func residentBytes(fd int) (int64, error) {
+	pages, err := residentPages(fd)
+	return int64(pages) * int64(os.Getpagesize()), err
+}
+
+func residentPages(fd int) (uint64, error) {
 	var whole struct{ off, len uint64 } // struct cachestat_range; 0, 0: the whole file
 	var stat struct{ cache, dirty, writeback, evicted, recentlyEvicted uint64 }
 	_, _, errno := unix.Syscall6(unix.SYS_CACHESTAT, uintptr(fd),

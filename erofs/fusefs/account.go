@@ -18,35 +18,74 @@ type NodeUse struct {
 	Files int    `json:"files"` // files of images that are this inode; each would have pages of its own
 }
 
-// ReadNodes lists the files that were read since they were made: no other file
-// has pages. To learn how many, a process other than the server's may open Path
-// below the mount and ask cachestat(2) or mincore(2).
-func (f *FS) ReadNodes() []NodeUse {
-	var list []NodeUse
-	for _, in := range f.domain.Inodes() {
-		if in.WasRead() && in.Backings() > 0 {
-			list = append(list, NodeUse{Path: in.Path(), Size: in.Size(), Files: in.Backings()})
-		}
-	}
-	list = append(list, f.merged.uses()...)
-	for _, t := range *f.trees.Load() {
-		t.mu.Lock()
-		for ino := range t.read {
-			id := treeNode(t.slot, ino)
-			list = append(list, NodeUse{Path: id.path(), Files: 1})
-		}
-		t.mu.Unlock()
+// ReadNodes lists the files of which the kernel may have pages: those of the image,
+// or of all when m is nil. To learn how many, a process other than the server's may
+// open Path below the mount and ask cachestat(2) or mincore(2).
+func (f *FS) ReadNodes(m *share.Member) []NodeUse {
+	nodes := f.inUse(m)
+	list := make([]NodeUse, 0, len(nodes))
+	for _, n := range nodes {
+		list = append(list, n.NodeUse)
 	}
 	return list
 }
 
-func (g *mergedNodes) uses() []NodeUse {
+// nodeInUse is a node of which the kernel may have pages.
+type nodeInUse struct {
+	NodeUse
+	id  nodeID
+	use *share.Use
+}
+
+// inUse lists the nodes of an image, or of all when m is nil.
+func (f *FS) inUse(m *share.Member) []nodeInUse {
+	var list []nodeInUse
+	for _, in := range f.domain.Inodes() {
+		if in.Use().Held() > 0 && in.Backings() > 0 && (m == nil || in.Of(m)) {
+			list = append(list, nodeInUse{
+				NodeUse{Path: in.Path(), Size: in.Size(), Files: in.Backings()},
+				contentNode(in.Index()), in.Use(),
+			})
+		}
+	}
+	slots := make(map[uint32]bool)
+	for slot, t := range *f.trees.Load() {
+		if m == nil || t.member == m {
+			slots[slot] = true
+			list = t.inUse(list)
+		}
+	}
+	if m == nil {
+		slots = nil // merged files outlive the trees they were found in
+	}
+	return f.merged.inUse(list, slots)
+}
+
+// inUse appends the files of a tree that are no other's.
+func (t *tree) inUse(list []nodeInUse) []nodeInUse {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for ino, r := range t.read {
+		if r.use.Held() > 0 {
+			id := treeNode(t.slot, ino)
+			list = append(list, nodeInUse{NodeUse{Path: id.path(), Size: r.size, Files: 1}, id, &r.use})
+		}
+	}
+	return list
+}
+
+// inUse appends the merged files, those of the trees with these slots unless it is
+// nil.
+func (g *mergedNodes) inUse(list []nodeInUse, slots map[uint32]bool) []nodeInUse {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	var list []NodeUse
 	for id, n := range g.byID {
-		if n.read {
-			list = append(list, NodeUse{Path: id.path(), Size: n.inode.Size(), Files: len(n.files)})
+		in := slots == nil
+		for file := range n.files {
+			in = in || slots[file.slot()]
+		}
+		if in && n.use.Held() > 0 {
+			list = append(list, nodeInUse{NodeUse{Path: id.path(), Size: n.inode.Size(), Files: len(n.files)}, id, &n.use})
 		}
 	}
 	return list
@@ -68,14 +107,9 @@ func (f *FS) Drop(orphans []*share.Inode) error {
 	var errs []error
 	for _, in := range orphans {
 		dir, name := path.Split(in.Path())
-		parent := topDir(path.Base(dir))
-		for _, st := range []fuse.Status{
-			s.InodeNotify(uint64(contentNode(in.Index())), 0, 0),
-			s.EntryNotify(uint64(parent), name),
-		} {
-			if st != fuse.OK && st != fuse.ENOENT {
-				errs = append(errs, syscall.Errno(st))
-			}
+		errs = append(errs, f.dropPages(contentNode(in.Index()), in.Use()))
+		if st := s.EntryNotify(uint64(topDir(path.Base(dir))), name); st != fuse.OK && st != fuse.ENOENT {
+			errs = append(errs, syscall.Errno(st))
 		}
 	}
 	return errors.Join(errs...)

@@ -50,6 +50,7 @@ type FS struct {
 	nextSlot uint32 // GUARDED_BY(mu)
 
 	merged mergedNodes
+	cap    cacheCap
 }
 
 // New makes the file system of a domain.
@@ -57,6 +58,7 @@ func New(d *share.Domain) *FS {
 	f := &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), domain: d, nextSlot: 1}
 	f.trees.Store(&map[uint32]*tree{})
 	f.merged.init()
+	f.cap.over = make(chan struct{}, 1)
 	return f
 }
 
@@ -109,10 +111,14 @@ func entry(out *fuse.EntryOut, id nodeID, attr fuse.Attr) {
 func (f *FS) Forget(node, nlookup uint64) {
 	switch id := nodeID(node); id.kind() {
 	case kindContent:
-		f.domain.Forget(id.index(), nlookup)
+		if in := f.domain.Forget(id.index(), nlookup); in != nil {
+			f.cap.gone(in.Use())
+		}
 	case kindMerged:
-		f.merged.forget(id, nlookup)
-	case kindTree, kindInternal:
+		if n := f.merged.forget(id, nlookup); n != nil {
+			f.cap.gone(&n.use)
+		}
+	case kindTree, kindInternal: // not counted
 	}
 }
 
@@ -150,11 +156,16 @@ func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 // Read answers a page-cache miss.
 func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	var shared *share.Inode
+	var use *share.Use
 	switch id := nodeID(in.NodeId); id.kind() {
 	case kindContent:
-		shared = f.domain.Inode(id.index())
+		if shared = f.domain.Inode(id.index()); shared != nil {
+			use = shared.Use()
+		}
 	case kindMerged:
-		shared = f.merged.noteRead(id)
+		if n := f.merged.get(id); n != nil {
+			shared, use = n.inode, &n.use
+		}
 	case kindTree:
 		n, err := f.treeRead(id, buf, in.Offset)
 		if errno := errnoOf(err); errno != 0 {
@@ -171,6 +182,9 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 		return fuse.ReadResultData(nil), fuse.OK
 	}
 	r, err := sequential.read(shared, buf, int64(in.Offset))
+	if err == nil {
+		f.served(use, r.Size(), shared.Size())
+	}
 	return r, fuse.Status(errnoOf(err))
 }
 

@@ -124,7 +124,7 @@ func TestContentIsFoundByItsSum(t *testing.T) {
 	}
 
 	// The same node by its number, for accounting.
-	uses := fs.ReadNodes()
+	uses := fs.ReadNodes(nil)
 	if len(uses) != 1 || uses[0] != (NodeUse{Path: path, Size: 5, Files: 1}) {
 		t.Errorf("read nodes: %+v", uses)
 	}
@@ -211,7 +211,7 @@ func TestTreesMergeFilesThatAgreeInAll(t *testing.T) {
 		t.Errorf("a tree that is gone: %v, want ENOENT", status)
 	}
 	// a/same, a/mode, a/time are one node: found three times at first, then as b/renamed and by node().
-	uses := fs.merged.uses()
+	uses := fs.ReadNodes(nil)
 	if len(uses) != 1 || uses[0].Files != 4 {
 		t.Errorf("uses of merged nodes: %+v, want one node of 4 files", uses)
 	}

@@ -43,8 +43,8 @@ type merged struct {
 	attr    fuse.Attr
 	xattrs  []erofs.Xattr
 	files   map[nodeID]struct{} // as which tree's nodes it was found; GUARDED_BY(mergedNodes.mu)
-	read    bool                // GUARDED_BY(mergedNodes.mu)
-	nlookup uint64              // GUARDED_BY(mergedNodes.mu)
+	use     share.Use
+	nlookup uint64 // GUARDED_BY(mergedNodes.mu)
 }
 
 func (g *mergedNodes) init() {
@@ -118,27 +118,18 @@ func (g *mergedNodes) ref(id nodeID) bool {
 	return n != nil
 }
 
-func (g *mergedNodes) forget(id nodeID, nlookup uint64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	n := g.byID[id]
-	if n == nil {
-		return
-	}
-	if n.nlookup -= min(nlookup, n.nlookup); n.nlookup == 0 {
-		delete(g.byID, id)
-		delete(g.byKey, n.key)
-	}
-}
-
-// noteRead returns the shared inode of a node that is about to be read, or nil.
-func (g *mergedNodes) noteRead(id nodeID) *share.Inode {
+// forget takes back references. It returns the node when it was the last one.
+func (g *mergedNodes) forget(id nodeID, nlookup uint64) *merged {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := g.byID[id]
 	if n == nil {
 		return nil
 	}
-	n.read = true
-	return n.inode
+	if n.nlookup -= min(nlookup, n.nlookup); n.nlookup > 0 {
+		return nil
+	}
+	delete(g.byID, id)
+	delete(g.byKey, n.key)
+	return n
 }

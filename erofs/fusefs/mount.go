@@ -57,6 +57,7 @@ func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
 		m.server.Serve()
 		close(m.served)
 	}()
+	go fs.keepCap(m.served)
 	// Not by stat(2), which would ask our own server.
 	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
 	if err != nil || len(infos) == 0 {

@@ -22,7 +22,13 @@ type tree struct {
 	super  erofs.Superblock
 
 	mu   sync.Mutex
-	read map[uint64]struct{} // inode numbers of unmerged files that were read; GUARDED_BY(mu)
+	read map[uint64]*treeFile // unmerged files that were read, by inode number; GUARDED_BY(mu)
+}
+
+// treeFile is a file of a tree that shares its kernel inode with no other.
+type treeFile struct {
+	size int64
+	use  share.Use
 }
 
 // AddTree shows an image of the domain below the root. It returns the path of its
@@ -30,7 +36,7 @@ type tree struct {
 //
 // It fails when the superblock has shown 2^18-1 trees.
 func (f *FS) AddTree(m *share.Member) (path string, err error) {
-	t := &tree{member: m, read: make(map[uint64]struct{})}
+	t := &tree{member: m, read: make(map[uint64]*treeFile)}
 	err = m.Do(func(im *erofs.Image) error {
 		t.super = im.Superblock()
 		t.root = im.Ino(t.super.RootNID)
@@ -58,7 +64,14 @@ func (f *FS) RemoveTree(m *share.Member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	trees := maps.Clone(*f.trees.Load())
-	maps.DeleteFunc(trees, func(_ uint32, t *tree) bool { return t.member == m })
+	for slot, t := range trees {
+		if t.member == m {
+			delete(trees, slot)
+			for _, n := range t.inUse(nil) {
+				f.cap.gone(n.use)
+			}
+		}
+	}
 	f.trees.Store(&trees)
 }
 
@@ -147,20 +160,26 @@ func (f *FS) treeAttr(id nodeID) (attr fuse.Attr, errno syscall.Errno) {
 
 func (f *FS) treeRead(id nodeID, buf []byte, off uint64) (n int, err error) {
 	err = f.inode(id, func(t *tree, _ *erofs.Image, in *erofs.Inode) error {
-		t.noteRead(id.ino())
 		if off >= uint64(in.Size) {
 			return nil
 		}
-		n, err = in.ReadAt(buf, int64(off))
+		if n, err = in.ReadAt(buf, int64(off)); n > 0 {
+			f.served(t.use(id.ino(), in.Size), n, in.Size)
+		}
 		return err
 	})
 	return n, err
 }
 
-func (t *tree) noteRead(ino uint64) {
+func (t *tree) use(ino uint64, size int64) *share.Use {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.read[ino] = struct{}{}
+	r := t.read[ino]
+	if r == nil {
+		r = &treeFile{size: size}
+		t.read[ino] = r
+	}
+	return &r.use
 }
 
 func (f *FS) treeStatFs(id nodeID, out *fuse.StatfsOut) fuse.Status {

@@ -12,7 +12,8 @@ import (
 // Domain is a set of images whose equal files are one file in memory.
 // The zero value is not usable; see NewDomain.
 type Domain struct {
-	name string
+	name      string
+	onFailure func(*Inode, error)
 
 	mu sync.RWMutex
 	// byKey and private find an inode by its identity, inodes by its index.
@@ -39,6 +40,11 @@ func NewDomain(name string) *Domain {
 		members: make(map[*Member]struct{}),
 	}
 }
+
+// OnFailure has fn called when a file of one image can't be read and that of another
+// takes its place: once for each. It must be set before an image joins, and fn must
+// not wait for a read of the domain.
+func (d *Domain) OnFailure(fn func(in *Inode, err error)) { d.onFailure = fn }
 
 // Name returns the name given to NewDomain.
 func (d *Domain) Name() string { return d.name }
@@ -70,7 +76,7 @@ func (d *Domain) Join(im *erofs.Image, tag Tag, files []fingerprint.File, fp *fi
 				d.private[k] = in
 			}
 		}
-		in.addBacking(backing{m, f.NID})
+		in.addBacking(backing{member: m, nid: f.NID, cost: f.Cost})
 	}
 	return m
 }
@@ -123,16 +129,21 @@ func (d *Domain) Ref(in *Inode) {
 }
 
 // Forget takes back n kernel references. An inode without any, and without a
-// backing, is gone; its index stays unused.
-func (d *Domain) Forget(index, n uint64) {
+// backing, is gone; its index stays unused. It returns the inode when the kernel
+// has no reference left, and with it no pages.
+func (d *Domain) Forget(index, n uint64) *Inode {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if index >= uint64(len(d.inodes)) || d.inodes[index] == nil {
-		return
+		return nil
 	}
 	in := d.inodes[index]
 	in.nlookup -= min(n, in.nlookup)
 	d.reap(in)
+	if in.nlookup > 0 {
+		return nil
+	}
+	return in
 }
 
 // reap drops an inode that nothing can reach. d.mu is held.

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
@@ -31,6 +33,14 @@ type failing struct {
 	r   io.ReaderAt
 	mu  sync.Mutex
 	err error
+	n   int
+}
+
+// count is how often it was read.
+func (f *failing) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.n
 }
 
 func (f *failing) set(err error) {
@@ -42,6 +52,7 @@ func (f *failing) set(err error) {
 func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 	f.mu.Lock()
 	err := f.err
+	f.n++
 	f.mu.Unlock()
 	if err != nil {
 		return 0, err
@@ -63,7 +74,7 @@ func newImage(t *testing.T, files map[string]string, opts ...string) *image {
 		t.Fatal(err)
 	}
 	i := &image{fail: &failing{r: bytes.NewReader(data)}, nids: make(map[string]uint64)}
-	if i.Image, err = erofs.Open(i.fail, int64(len(data))); err != nil {
+	if i.Image, err = erofs.Open(i.fail, int64(len(data)), erofs.WithDecodedCache(erofs.NewDecodedCache(0))); err != nil {
 		t.Fatal(err)
 	}
 	if i.files, err = fingerprint.Files(i.Image); err != nil {
@@ -108,16 +119,13 @@ func TestEqualContentIsOneInodeWhateverTheImage(t *testing.T) {
 	if in == nil || in != mb.Shared(b.nids["two"], int64(len(text))) || in != mb.Shared(b.nids["copy"], int64(len(text))) || in != d.Find(content(text)) {
 		t.Fatal("the copies are not one inode")
 	}
-	if in.Backings() != 3 || !in.Shared() || in.WasRead() {
-		t.Errorf("%d backings, shared %v, read %v; want 3, true, false", in.Backings(), in.Shared(), in.WasRead())
+	if in.Backings() != 3 || !in.Shared() {
+		t.Errorf("%d backings, shared %v; want 3, true", in.Backings(), in.Shared())
 	}
 	if n, joined := d.Len(); n != 3 || joined != 2 {
 		t.Errorf("%d inodes of %d images, want 3 of 2", n, joined)
 	}
 	mustRead(t, in, text)
-	if !in.WasRead() {
-		t.Error("a read inode does not say so")
-	}
 	if n, err := in.ReadAt(make([]byte, 10), in.Size()); n != 0 || err != io.EOF {
 		t.Errorf("read at the end: %d, %v", n, err)
 	}
@@ -175,12 +183,26 @@ func TestReadMovesToAnotherBacking(t *testing.T) {
 	in := d.Find(content(text))
 
 	broken := errors.New("disk error")
+	var reported []error
+	d.OnFailure(func(_ *share.Inode, err error) { reported = append(reported, err) })
 	a.fail.set(broken)
 	mustRead(t, in, text)
+	if len(reported) != 1 || !errors.Is(reported[0], broken) || !strings.Contains(reported[0].Error(), ma.Tag().String()) {
+		t.Errorf("reported %v, want the one failure of image a", reported)
+	}
 	b.fail.set(broken)
 	if _, err := in.ReadAt(make([]byte, 4096), 4096); !errors.Is(err, broken) {
 		t.Errorf("no backing can be read: %v, want %v", err, broken)
 	}
+	b.fail.set(nil)
+	reads := a.fail.count()
+	mustRead(t, in, text)
+	if n := a.fail.count(); n != reads {
+		t.Errorf("the backing that failed was asked %d times more", n-reads)
+	}
+	a.fail.set(nil)
+	b.fail.set(broken)
+	mustRead(t, in, text) // the other one has failed by now, too: any will do
 	b.fail.set(nil)
 	if orphans := ma.Leave(); len(orphans) != 0 {
 		t.Errorf("%d inodes without backing, but image b has them all", len(orphans))
@@ -191,6 +213,68 @@ func TestReadMovesToAnotherBacking(t *testing.T) {
 	}
 	if _, err := in.ReadAt(make([]byte, 1), 0); !errors.Is(err, share.ErrNoBacking) {
 		t.Errorf("all images have left: %v, want %v", err, share.ErrNoBacking)
+	}
+}
+
+// The image that joined first is not the one that is read, but the cheapest to decode.
+func TestReadTakesTheCheapestBacking(t *testing.T) {
+	text := strings.Repeat("some text that compresses ", 10_000)
+	d := share.NewDomain("d")
+	var list []*image
+	mkfs := images.NewestMkfs(t)
+	codecs := []string{"-zlzma", "-zdeflate", "-zzstd", "-zlz4", ""}
+	if !mkfs.AtLeast(1, 8) {
+		codecs = []string{"-zlz4", ""}
+	}
+	var members []*share.Member
+	for i, codec := range codecs {
+		opts := []string{codec, "-C16384"}
+		if codec == "" {
+			opts = nil
+		}
+		im := newImage(t, map[string]string{"f": text}, opts...)
+		list = append(list, im)
+		members = append(members, im.join(d, fmt.Sprint(i)))
+		in := d.Find(content(text))
+		before := im.fail.count()
+		mustRead(t, in, text)
+		if im.fail.count() == before {
+			t.Errorf("%q joined and is cheaper, but is not read", codec)
+		}
+	}
+	in := d.Find(content(text))
+	for i := len(list) - 1; i > 0; i-- {
+		members[i].Leave()
+		before := list[i-1].fail.count()
+		mustRead(t, in, text)
+		if list[i-1].fail.count() == before {
+			t.Errorf("%q is the cheapest left, but is not read", codecs[i-1])
+		}
+	}
+}
+
+func TestUse(t *testing.T) {
+	var u share.Use
+	for _, c := range []struct{ n, more, held int64 }{{100, 100, 100}, {200, 200, 300}, {800, 700, 1000}, {1, 0, 1000}} {
+		if more := u.Served(c.n, 1000, c.held); more != c.more || u.Held() != c.held || u.Last() != c.held {
+			t.Errorf("%d bytes served: %d more, %d held at %d; want %d, %d", c.n, more, u.Held(), u.Last(), c.more, c.held)
+		}
+	}
+	if n := u.Dropped(); n != 1000 || u.Held() != 0 {
+		t.Errorf("dropped %d, %d are held", n, u.Held())
+	}
+	var wg sync.WaitGroup
+	var sum atomic.Int64
+	for range 8 {
+		wg.Go(func() {
+			for range 1000 {
+				sum.Add(u.Served(3, 20_000, 1))
+			}
+		})
+	}
+	wg.Wait()
+	if sum.Load() != 20_000 || u.Held() != 20_000 {
+		t.Errorf("%d more, %d held; want 20000", sum.Load(), u.Held())
 	}
 }
 

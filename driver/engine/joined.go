@@ -1,0 +1,187 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
+	"github.com/erofs-csi/erofs-csi/erofs/share"
+	"github.com/erofs-csi/erofs-csi/nodecache"
+)
+
+// joined is an image in a domain. It has a front, or is idle.
+type joined struct {
+	key       frontKey
+	reference string
+	image     *nodecache.Image
+	super     erofs.Superblock
+	files     int // that hold data
+
+	domain     *domain
+	domainItem *item[string, *domain]
+	member     *share.Member
+	tree       string // where the content mount shows its tree, empty before it does
+}
+
+// join opens an image and adds it to its domain, which it makes if need be. scan is
+// the same image.
+func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erofs.Image) (_ *joined, err error) {
+	j := &joined{key: key, reference: req.Image.Reference(), image: req.Image.Clone()}
+	defer func() {
+		if err != nil {
+			j.image.Release()
+		}
+	}()
+	im, _, err := openImage(j.image, mountedCache)
+	if err != nil {
+		return nil, err
+	}
+	j.super = im.Superblock()
+	files, err := fingerprint.Files(scan)
+	if err != nil {
+		return nil, err
+	}
+	j.files = len(files)
+	var fp *fingerprint.Index // without a domain nothing is shared, and no hash needed
+	if req.Domain != "" {
+		if fp, err = e.index(ctx, j.image, files); err != nil {
+			return nil, err
+		}
+	}
+	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain) })
+	if err != nil {
+		return nil, err
+	}
+	j.domain = j.domainItem.val
+	j.member = j.domain.share.Join(im, share.NewTag(key.image), files, fp)
+	return j, nil
+}
+
+// leave takes an image out of its domain, and the domain away with its last image.
+// The mounts that show it must be gone.
+func (e *Engine) leave(j *joined) error {
+	log := klog.FromContext(e.ctx)
+	if j.tree != "" {
+		j.domain.fs.RemoveTree(j.member)
+	}
+	orphans := j.member.Leave()
+	if _, images := j.domain.share.Len(); images > 0 {
+		if err := j.domain.fs.Drop(orphans); err != nil {
+			log.Error(err, "Cannot drop all pages of an image that is gone", "image", j.reference)
+		}
+	}
+	err := e.domains.release(j.domainItem)
+	j.image.Release()
+	log.V(2).Info("Let go of an image", "image", j.reference, "domain", j.domain.name)
+	return err
+}
+
+// maxIdle bounds the images that are kept for volumes to come, for what they cost:
+// an open file, up to mountedCache of metadata, and some 200 bytes a file.
+const maxIdle = 32
+
+// idleCheck is how often idle images are looked at that may have left the node.
+const idleCheck = 30 * time.Second
+
+// idleImages are the images that no volume shows, the one first that is so for the
+// longest.
+type idleImages struct {
+	check time.Duration // idleCheck but in tests
+
+	mu     sync.Mutex
+	images []*joined   // GUARDED_BY(mu)
+	timer  *time.Timer // runs while there are some; GUARDED_BY(mu)
+}
+
+// rest keeps an image for the next volume that shows it, in place of others that
+// rest longer or have left the node.
+func (e *Engine) rest(j *joined) error {
+	klog.FromContext(e.ctx).V(2).Info("Keeping the pages of an image", "image", j.reference, "domain", j.domain.name)
+	l := &e.idle
+	l.mu.Lock()
+	l.images = append(l.images, j)
+	var surplus []*joined
+	if n := len(l.images) - maxIdle; n > 0 {
+		surplus = slices.Clone(l.images[:n])
+		l.images = slices.Delete(l.images, 0, n)
+	}
+	if l.timer == nil {
+		l.timer = time.AfterFunc(l.check, e.forgetUnlinked)
+	}
+	l.mu.Unlock()
+	return e.forget(surplus)
+}
+
+// forgetUnlinked lets go of idle images that have left the node.
+func (e *Engine) forgetUnlinked() {
+	l := &e.idle
+	l.mu.Lock()
+	gone := l.remove(func(j *joined) bool { return j.image.Unlinked() })
+	if len(l.images) > 0 {
+		l.timer.Reset(l.check)
+	} else {
+		l.timer = nil
+	}
+	l.mu.Unlock()
+	if err := e.forget(gone); err != nil {
+		klog.FromContext(e.ctx).Error(err, "Letting go of idle images left something behind")
+	}
+}
+
+// forget takes images out of their domains.
+func (e *Engine) forget(images []*joined) error {
+	errs := make([]error, 0, len(images))
+	for _, j := range images {
+		errs = append(errs, e.leave(j))
+	}
+	return errors.Join(errs...)
+}
+
+// take returns the image of a key, which is idle no more, or nil.
+func (l *idleImages) take(key frontKey) *joined {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if found := l.remove(func(j *joined) bool { return j.key == key }); len(found) > 0 {
+		return found[0]
+	}
+	return nil
+}
+
+// takeDead returns those whose domain answers no more: a new one must be made.
+func (l *idleImages) takeDead() []*joined {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.remove(func(j *joined) bool { return j.domain.mount.Alive() != nil })
+}
+
+// takeAll returns those that a query picks.
+func (l *idleImages) takeAll(q query) []*joined {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.remove(func(j *joined) bool { return q.picks(j, nil) })
+}
+
+// remove takes out and returns those that f picks; l.mu is held.
+func (l *idleImages) remove(f func(*joined) bool) (removed []*joined) {
+	l.images = slices.DeleteFunc(l.images, func(j *joined) bool {
+		if f(j) {
+			removed = append(removed, j)
+			return true
+		}
+		return false
+	})
+	return removed
+}
+
+// list returns them all.
+func (l *idleImages) list() []*joined {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.images)
+}
