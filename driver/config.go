@@ -42,6 +42,9 @@ type Config struct {
 	StateDir string
 	// Front is "auto" (also ""), "overlay" or "tree".
 	Front string
+	// StoreLimit is how much of CacheDir's file system plain copies of large files may
+	// take, as engine.StoreConfig takes it; "" is none.
+	StoreLimit string
 
 	// AllowedPaths are the directories below which an image may be named by
 	// an absolute path. Nil or empty: no image may be, because any pod author

@@ -49,7 +49,11 @@ func RunNode(ctx context.Context, cfg Config) error {
 	}
 	// Owning the store, this is the one plugin of the node: what else is in
 	// the state directory is dead.
-	mounts, err := engine.New(ctx, engine.Config{StateDir: cfg.StateDir, Front: cfg.Front})
+	files, err := engine.StoreConfig(cfg.CacheDir, cfg.StoreLimit)
+	if err != nil {
+		return errors.Join(fmt.Errorf("store limit: %w", err), store.Close())
+	}
+	mounts, err := engine.New(ctx, engine.Config{StateDir: cfg.StateDir, Front: cfg.Front, Files: files})
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}

@@ -139,6 +139,10 @@ func (s *Store) makeDirectories() error {
 	return nil
 }
 
+// Dir is the directory of the store. What others keep in it must not have the name
+// of anything in the package comment.
+func (s *Store) Dir() string { return s.dir.root }
+
 // Close interrupts running pulls, waits for their files to be removed, and
 // unlocks the directory. Images in use stay readable until their Release.
 // Later calls of other methods fail with [ErrInterrupted]; of Close do nothing.

@@ -45,6 +45,10 @@ func addCacheDir(flags *pflag.FlagSet, p *string) {
 	flags.StringVar(p, "cache-dir", driver.DefaultCacheDir, "`DIR` of pulled images and of what was computed about images; one process owns it")
 }
 
+func addStoreLimit(flags *pflag.FlagSet, p *string, value string) {
+	flags.StringVar(p, "store-limit", value, "`SIZE` that plain copies of large files may take in the cache directory, as 20Gi or 5% of the disk; 0: none")
+}
+
 func addStateDir(flags *pflag.FlagSet, p *string) {
 	flags.StringVar(p, "state-dir", driver.DefaultStateDir, "`DIR` on a tmpfs for internal mounts and sockets")
 }

@@ -20,7 +20,7 @@ import (
 // mountFlags are the flags of mount.
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
-	cacheLimit                        string
+	cacheLimit, storeLimit            string
 	front                             *choice
 	pull                              *pull
 }
@@ -61,6 +61,7 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
 	addStateDir(flags, &f.stateDir)
 	f.front = addFront(cmd)
 	flags.StringVar(&f.cacheLimit, "cache-limit", "", "`SIZE` that the page cache of all images together may have, as 512Mi; empty: no limit")
+	addStoreLimit(flags, &f.storeLimit, "0")
 	f.pull = addPull(cmd)
 	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
 	_ = flags.MarkHidden("pprof") // it fails only for a flag that does not exist
@@ -168,12 +169,20 @@ func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountSer
 	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, pathsOnly); err != nil {
 		return nil, err
 	}
-	if s.engine, err = engine.New(ctx, engine.Config{StateDir: f.stateDir, Front: f.front.value}); err != nil {
+	if s.engine, err = newMountEngine(ctx, f, s.store.Dir()); err != nil {
 		_ = s.store.Close()
 		s.cleanup()
 		return nil, err
 	}
 	return s, nil
+}
+
+func newMountEngine(ctx context.Context, f *mountFlags, cacheDir string) (*engine.Engine, error) {
+	files, err := engine.StoreConfig(cacheDir, f.storeLimit)
+	if err != nil {
+		return nil, usagef("--store-limit: %v", err)
+	}
+	return engine.New(ctx, engine.Config{StateDir: f.stateDir, Front: f.front.value, Files: files})
 }
 
 // mount mounts one pair; on failure it leaves nothing of it.

@@ -30,6 +30,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	addCacheDir(flags, &cfg.CacheDir)
 	addStateDir(flags, &cfg.StateDir)
 	front := addFront(cmd)
+	addStoreLimit(flags, &cfg.StoreLimit, "5%")
 	flags.StringArrayVar(&cfg.AllowedPaths, "allow-path", nil, "`DIR` below which volumes may name images by absolute path (repeatable; default: none)")
 	addPlainHTTP(flags, &cfg.PlainHTTPRegistries)
 	flags.StringArrayVar(&cfg.InlineDomains, "allow-inline-domain", nil, "`NAMESPACE=DOMAIN` that inline volumes of pods of the namespace may ask for (repeatable)")

@@ -9,12 +9,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/erofs-csi/erofs-csi/nodecache"
+	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
 
 // The engine under test runs in a process of its own: the test binary again, with
@@ -27,6 +29,7 @@ type childConfig struct {
 	StateDir string
 	CacheDir string
 	Front    string
+	Store    int64 // bytes of the store of files, in CacheDir
 	Mounts   []childMount
 
 	IdleCheck time.Duration
@@ -74,7 +77,8 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front})
+	files := filestore.Config{Dir: filepath.Join(c.CacheDir, "files"), Limit: c.Store}
+	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front, Files: files})
 	if err != nil {
 		return err
 	}

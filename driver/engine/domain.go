@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
+	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
 
 // unmountTimeout bounds the wait for readers when a mount goes. What still waits
@@ -29,6 +30,7 @@ type domain struct {
 
 	mu     sync.Mutex
 	limits map[*Front]int64 // what its volumes ask for; GUARDED_BY(mu)
+	layer  *filestore.Layer // of its large files, nil before the first; set once, GUARDED_BY(mu)
 }
 
 // limit notes the limit that a volume asks for, if any.

@@ -28,6 +28,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/nodecache"
+	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
 
 // The fronts, as log, status and --front name them.
@@ -47,6 +48,9 @@ type Config struct {
 	StateDir string
 	// Front is FrontAuto, also when empty, or the only front to try.
 	Front string
+	// Files says where overlay fronts keep large files of domains as plain ones, and
+	// how much they may take: nothing with a limit of 0. See package filestore.
+	Files filestore.Config
 }
 
 // Engine makes and keeps fronts. It is safe for concurrent use.
@@ -57,6 +61,7 @@ type Engine struct {
 
 	domains *pool[string, *domain]
 	fronts  *pool[frontKey, *front]
+	files   *filestore.Store // nil: none
 	idle    idleImages
 	indexes indexer
 	serial  atomic.Uint64 // names of mount directories
@@ -85,8 +90,15 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	e.domains = newPool[string](e.unmakeDomain)
 	e.fronts = newPool[frontKey](e.unmakeFront)
+	if cfg.Files.Limit > 0 {
+		if e.files, err = filestore.Open(cfg.Files); err != nil {
+			e.cancel()
+			return nil, errors.Join(err, in.remove(ctx))
+		}
+	}
 	if e.status, err = e.serveStatus(in.path(statusSocket)); err != nil {
 		e.cancel()
+		e.closeFiles()
 		return nil, errors.Join(err, in.remove(ctx))
 	}
 	return e, nil
@@ -152,6 +164,13 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 			err = errors.Join(err, e.unmakeFront(f))
 		}
 		err = errors.Join(err, e.forget(e.idle.takeAll(query{})), e.indexes.wait(ctx), e.instance.remove(ctx))
+		e.closeFiles()
 	})
 	return err
+}
+
+func (e *Engine) closeFiles() {
+	if e.files != nil {
+		e.files.Close()
+	}
 }

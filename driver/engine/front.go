@@ -30,6 +30,7 @@ type front struct {
 	dir       string
 	undo      []func() error // how to take the mounts away, the last made first
 	keep      bool           // the image stays in its domain when the mounts are gone
+	limited   bool           // its page cache is to have a limit
 	unmade    sync.Once
 
 	mu    sync.Mutex
@@ -117,7 +118,7 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	if err := e.forget(e.idle.takeDead()); err != nil {
 		klog.FromContext(ctx).Error(err, "Letting go of images of a dead session left something behind")
 	}
-	f := &front{joined: e.idle.take(key), reference: req.Image.Reference()}
+	f := &front{joined: e.idle.take(key), reference: req.Image.Reference(), limited: req.CacheLimit > 0}
 	warm := f.joined != nil
 	if !warm {
 		if f.joined, err = e.join(ctx, key, req, scan); err != nil {

@@ -27,6 +27,9 @@ type joined struct {
 	domainItem *item[string, *domain]
 	member     *share.Member
 	tree       string // where the content mount shows its tree, empty before it does
+
+	mu     sync.Mutex
+	stored []string // names of files that it holds in the domain's layer; GUARDED_BY(mu)
 }
 
 // join opens an image and adds it to its domain, which it makes if need be. scan is
@@ -70,6 +73,7 @@ func (e *Engine) leave(j *joined) error {
 	if j.tree != "" {
 		j.domain.fs.RemoveTree(j.member)
 	}
+	j.unstore()
 	orphans := j.member.Leave()
 	if _, images := j.domain.share.Len(); images > 0 {
 		if err := j.domain.fs.Drop(orphans); err != nil {

@@ -3,8 +3,14 @@ package engine
 import (
 	"fmt"
 	"math"
+	"path/filepath"
+	"strconv"
+	"strings"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
 
 // MinCacheLimit is the least CacheLimit in bytes: one reader has up to 4 MiB under
@@ -25,4 +31,49 @@ func ParseCacheLimit(s string) (int64, error) {
 		return 0, fmt.Errorf("%q is not between %dMi and 8Ei", s, MinCacheLimit>>20)
 	}
 	return q.Value(), nil
+}
+
+// parseStoreLimit is the limit of StoreConfig in bytes. dir is on the file system.
+func parseStoreLimit(s, dir string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	if number, ok := strings.CutSuffix(s, "%"); ok {
+		part, err := strconv.ParseFloat(number, 64)
+		if err != nil || !(part >= 0 && part <= 100) { // NaN is neither
+			return 0, fmt.Errorf("%q is not between 0%% and 100%%", s)
+		}
+		size, err := fileSystemSize(dir)
+		return int64(float64(size) * part / 100), err
+	}
+	q, err := resource.ParseQuantity(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is no quantity of bytes, such as 20Gi, and no part of the disk, such as 5%%", s)
+	}
+	if q.Sign() < 0 || q.CmpInt64(math.MaxInt64) > 0 {
+		return 0, fmt.Errorf("%q is not between 0 and 8Ei", s)
+	}
+	return q.Value(), nil
+}
+
+// fileSystemSize is the size in bytes of the file system that a directory is on.
+func fileSystemSize(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("size of the file system of %s: %w", dir, err)
+	}
+	return int64(st.Blocks) * st.Bsize, nil
+}
+
+// StoreConfig is where an engine with the given cache directory, which must be
+// there, stores files, and how much they may take: a quantity such as 20Gi, a part of
+// the file system such as 5%, or "" or "0" for none. A fifth of the file system stays
+// free.
+func StoreConfig(cacheDir, limit string) (filestore.Config, error) {
+	bytes, err := parseStoreLimit(limit, cacheDir)
+	if err != nil {
+		return filestore.Config{}, err
+	}
+	size, err := fileSystemSize(cacheDir)
+	return filestore.Config{Dir: filepath.Join(cacheDir, "files"), Limit: bytes, MinFree: size / 5}, err
 }

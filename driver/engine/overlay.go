@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,12 +36,20 @@ func (e *Engine) mountOverlay(ctx context.Context, f *front, im *erofs.Image) (e
 		return err
 	}
 	f.undo = append(f.undo, func() error { return os.Remove(meta) })
-	if err := writeAndMountMeta(ctx, f, im, meta); err != nil {
+	layer := e.layer(f)
+	large, err := writeAndMountMeta(ctx, f, im, meta)
+	if err != nil {
 		return fmt.Errorf("metadata image: %w", err)
 	}
 	f.undo = append(f.undo, func() error { return unmount(meta) })
 
-	opts := "lowerdir=" + escapeLayer(meta) + "::" + escapeLayer(f.domain.mount.Dir()) + ",metacopy=on,redirect_dir=follow"
+	lower := escapeLayer(meta)
+	if layer != nil {
+		f.unstore()
+		storeFiles(ctx, layer, f.joined, large)
+		lower += "::" + escapeLayer(layer.Dir())
+	}
+	opts := "lowerdir=" + lower + "::" + escapeLayer(f.domain.mount.Dir()) + ",metacopy=on,redirect_dir=follow"
 	if err := unix.Mount(fusefs.Source, f.dir, "overlay", unix.MS_RDONLY, opts); err != nil {
 		return fmt.Errorf("mount overlayfs with a data-only layer (Linux 6.5 or newer): %w", err)
 	}
@@ -48,23 +58,29 @@ func (e *Engine) mountOverlay(ctx context.Context, f *front, im *erofs.Image) (e
 }
 
 // writeAndMountMeta mounts the image's metadata at dir. Its file has no name by
-// then: it is gone with the mount, whatever happens to us.
-func writeAndMountMeta(ctx context.Context, f *front, im *erofs.Image, dir string) error {
+// then: it is gone with the mount, whatever happens to us. It returns the shared
+// inodes of large files.
+func writeAndMountMeta(ctx context.Context, f *front, im *erofs.Image, dir string) (large []*share.Inode, err error) {
 	file, err := unnamedFile(filepath.Dir(f.image.SidecarPath("meta")))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = file.Close() }()
+	found := make(map[*share.Inode]struct{})
 	content := func(in *erofs.Inode) string {
-		if k, ok := f.member.Key(in.NID, in.Size); ok {
-			return share.ContentPath(k)
+		k, ok := f.member.Key(in.NID, in.Size)
+		if !ok {
+			return share.PrivatePath(f.member.Tag(), in.NID)
 		}
-		return share.PrivatePath(f.member.Tag(), in.NID)
+		if in.Size >= minStored {
+			found[f.member.Shared(in.NID, in.Size)] = struct{}{}
+		}
+		return share.ContentPath(k)
 	}
 	if _, err := metaimage.Write(ctx, file, im, content); err != nil {
-		return err
+		return nil, err
 	}
-	return mountEROFS(file, dir)
+	return slices.Collect(maps.Keys(found)), mountEROFS(file, dir)
 }
 
 // unnamedFile makes a file that nobody else can open, on the file system of dir.

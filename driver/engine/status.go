@@ -24,6 +24,9 @@ type DomainStatus struct {
 	// Idle are the images that no volume shows any more, but whose pages are kept for
 	// the next one.
 	Idle []string `json:"idle,omitempty"`
+	// StoredFiles and StoredBytes are of the files that are kept as plain ones.
+	StoredFiles int   `json:"storedFiles,omitempty"`
+	StoredBytes int64 `json:"storedBytes,omitempty"`
 	// CacheLimit bounds BytesResident; 0: no bound.
 	CacheLimit int64 `json:"cacheLimit,omitempty"`
 
@@ -35,7 +38,13 @@ type DomainStatus struct {
 
 	// Nodes are the files that may have pages; ReadStatus replaces them by the sums
 	// above.
-	Nodes []fusefs.NodeUse `json:"nodes,omitempty"`
+	Nodes []node `json:"nodes,omitempty"`
+}
+
+// node is a file that may have pages.
+type node struct {
+	Path  string `json:"path"`  // opens the kernel inode; may be gone
+	Files int    `json:"files"` // files of images that it is
 }
 
 // FrontStatus is an image shown.
@@ -58,6 +67,7 @@ func (e *Engine) Status() Status { return e.answer(query{}) }
 func (e *Engine) answer(q query) Status {
 	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
 	byDomain := make(map[*domain]*DomainStatus)
+	stored := make(map[*domain][]string)
 	of := func(j *joined) *DomainStatus {
 		d := byDomain[j.domain]
 		if d == nil {
@@ -67,7 +77,7 @@ func (e *Engine) answer(q query) Status {
 				Fronts: []FrontStatus{}, CacheLimit: j.domain.fs.CacheLimit(),
 			}
 			if q.Volume == nil {
-				d.Nodes = j.domain.fs.ReadNodes(nil)
+				d.addNodes(j.domain.fs.ReadNodes(nil))
 			}
 			byDomain[j.domain] = d
 		}
@@ -84,14 +94,19 @@ func (e *Engine) answer(q query) Status {
 			Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: volumes,
 		})
 		if q.Volume != nil {
-			d.Nodes = append(d.Nodes, f.domain.fs.ReadNodes(f.member)...)
+			d.addNodes(f.domain.fs.ReadNodes(f.member))
 		}
+		stored[f.domain] = append(stored[f.domain], f.storedNames()...)
 	}
 	for _, j := range e.idle.list() {
 		if q.picks(j, nil) {
 			d := of(j)
 			d.Idle = append(d.Idle, j.reference)
+			stored[j.domain] = append(stored[j.domain], j.storedNames()...)
 		}
+	}
+	for d, names := range stored {
+		byDomain[d].addStored(d, names)
 	}
 	for _, d := range byDomain {
 		slices.SortFunc(d.Fronts, func(a, b FrontStatus) int { return cmp.Compare(a.Image, b.Image) })
@@ -101,4 +116,22 @@ func (e *Engine) answer(q query) Status {
 		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ContentMount, b.ContentMount))
 	})
 	return s
+}
+
+func (d *DomainStatus) addNodes(list []fusefs.NodeUse) {
+	for _, n := range list {
+		d.Nodes = append(d.Nodes, node{d.ContentMount + n.Path, n.Files})
+	}
+}
+
+// addStored adds files of the domain's layer, by their names, each once.
+func (d *DomainStatus) addStored(of *domain, names []string) {
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		if in := of.share.Get(name); in != nil {
+			d.StoredFiles++
+			d.StoredBytes += in.Size()
+			d.Nodes = append(d.Nodes, node{of.layer.Dir() + name, in.Backings()})
+		}
+	}
 }

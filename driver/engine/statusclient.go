@@ -12,8 +12,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 )
 
 // ReadStatus asks every engine of a state directory for its status, and the kernel
@@ -28,7 +26,7 @@ func ReadStatus(ctx context.Context, stateDir string) ([]Status, error) {
 	for i := range list {
 		for k := range list[i].Domains {
 			d := &list[i].Domains[k]
-			errs = append(errs, d.eachFile(ctx, func(fd int, n fusefs.NodeUse) error {
+			errs = append(errs, d.eachFile(ctx, func(fd int, n node) error {
 				bytes, err := residentBytes(fd)
 				d.BytesResident += bytes
 				d.BytesSaved += bytes * int64(max(n.Files-1, 0))
@@ -73,7 +71,7 @@ func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Droppe
 	for _, s := range list {
 		sum.Domains += len(s.Domains)
 		for k := range s.Domains {
-			errs = append(errs, s.Domains[k].eachFile(ctx, func(fd int, _ fusefs.NodeUse) error {
+			errs = append(errs, s.Domains[k].eachFile(ctx, func(fd int, _ node) error {
 				before, err := residentBytes(fd)
 				if err != nil || before == 0 {
 					return err
@@ -151,9 +149,9 @@ func askOne(ctx context.Context, path string, q query) (s Status, err error) {
 
 // eachFile calls fn with each of the domain's Nodes, open. It opens with bare system
 // calls: os.Open would ask the file system for poll(2).
-func (d *DomainStatus) eachFile(ctx context.Context, fn func(fd int, n fusefs.NodeUse) error) error {
-	one := func(n fusefs.NodeUse) error {
-		fd, err := unix.Open(d.ContentMount+n.Path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+func (d *DomainStatus) eachFile(ctx context.Context, fn func(fd int, n node) error) error {
+	one := func(n node) error {
+		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
 			return nil // forgotten meanwhile, with its pages
 		}

@@ -103,22 +103,32 @@ func (d *Domain) Inode(index uint64) *Inode {
 // counts one kernel reference to it, which Forget takes back. It returns nil
 // when no file of the domain has this name.
 func (d *Domain) Find(path string) *Inode {
-	key, priv, ok := parsePath(path)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var in *Inode
-	switch {
-	case !ok:
-		return nil
-	case priv != privateKey{}:
-		in = d.private[priv]
-	default:
-		in = d.byKey[key]
-	}
+	in := d.find(path)
 	if in != nil {
 		in.nlookup++
 	}
 	return in
+}
+
+// Get is Find without a reference.
+func (d *Domain) Get(path string) *Inode {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.find(path)
+}
+
+// find does without the lock; d.mu is held.
+func (d *Domain) find(path string) *Inode {
+	key, priv, ok := parsePath(path)
+	switch {
+	case !ok:
+		return nil
+	case priv != privateKey{}:
+		return d.private[priv]
+	}
+	return d.byKey[key]
 }
 
 // Ref counts one more kernel reference to an inode found by its index.
@@ -126,6 +136,13 @@ func (d *Domain) Ref(in *Inode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	in.nlookup++
+}
+
+// Known tells whether the kernel knows the inode.
+func (in *Inode) Known() bool {
+	in.domain.mu.RLock()
+	defer in.domain.mu.RUnlock()
+	return in.nlookup > 0
 }
 
 // Forget takes back n kernel references. An inode without any, and without a

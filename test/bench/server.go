@@ -33,7 +33,12 @@ const domain = "bench"
 // there, and waits until all images are mounted.
 func (b *bench) serve(ctx context.Context, front, cacheDir string, images ...*image) (_ *server, err error) {
 	s := &server{}
-	args := []string{"mount", "--front", front, "--domain", domain, "--cache-dir", cacheDir, "--state-dir", b.state}
+	front, store, _ := strings.Cut(front, "+")
+	limit := "0"
+	if store != "" {
+		limit = "50%"
+	}
+	args := []string{"mount", "--front", front, "--store-limit", limit, "--domain", domain, "--cache-dir", cacheDir, "--state-dir", b.state}
 	for _, im := range images {
 		dir, err := b.mountpoint()
 		if err != nil {

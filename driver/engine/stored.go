@@ -1,0 +1,122 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/erofs/share"
+	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
+)
+
+// minStored is the size in bytes from which a file is worth a place in the store of
+// files: of a smaller one most of the time goes into opening it.
+const minStored = 256 << 10
+
+// storeWorkers is how many files of an image are decoded and written at a time.
+const storeWorkers = 2
+
+// storeTime bounds how long a mount waits for the store.
+const storeTime = 20 * time.Second
+
+// layer returns the layer of the store of files for a front, or nil when it is to
+// have none: without a store, without a domain, and where the page cache has a
+// limit, which does not see the pages of plain files.
+func (e *Engine) layer(f *front) *filestore.Layer {
+	d := f.domain
+	if e.files == nil || d.name == "" || f.limited || d.fs.CacheLimit() > 0 {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.layer == nil {
+		l, err := e.files.Layer(d.name)
+		if err != nil {
+			klog.FromContext(e.ctx).Error(err, "Large files are not stored", "domain", d.name)
+			return nil
+		}
+		d.layer = l
+	}
+	return d.layer
+}
+
+// storeFiles puts the image's large files into its domain's layer, the smaller ones
+// first, as long as there are room and time, and holds them until the image leaves.
+// It must be done before the front is mounted: which layer a file comes from is
+// decided when it is first opened.
+//
+// A file that the kernel knows from the content mount is left to that: it would
+// otherwise be in memory twice.
+func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates []*share.Inode) {
+	ctx, cancel := context.WithTimeout(ctx, storeTime)
+	defer cancel()
+	slices.SortFunc(candidates, func(a, b *share.Inode) int { return int(min(max(a.Size()-b.Size(), -1), 1)) })
+	work := make(chan *share.Inode)
+	var wg sync.WaitGroup
+	var bytes int64   // GUARDED_BY(j.mu)
+	var failure error // not for want of room; GUARDED_BY(j.mu)
+	var full atomic.Bool
+	for range storeWorkers {
+		wg.Go(func() {
+			for in := range work {
+				name := in.Path()
+				held := l.Hold(name)
+				if !held && !in.Known() && !full.Load() && ctx.Err() == nil {
+					err := l.Put(ctx, name, in)
+					if held = err == nil; held && in.Known() {
+						l.Remove(name) // it came in between
+						held = false
+					}
+					switch {
+					case errors.Is(err, filestore.ErrFull):
+						full.Store(true)
+					case err != nil && !errors.Is(err, filestore.ErrBusy) && ctx.Err() == nil:
+						j.mu.Lock()
+						failure = err
+						j.mu.Unlock()
+					}
+				}
+				if held {
+					j.mu.Lock()
+					j.stored = append(j.stored, name)
+					bytes += in.Size()
+					j.mu.Unlock()
+				}
+			}
+		})
+	}
+	for _, in := range candidates {
+		work <- in
+	}
+	close(work)
+	wg.Wait()
+	log := klog.FromContext(ctx).WithValues("image", j.reference, "domain", j.domain.name)
+	if failure != nil {
+		log.Error(failure, "Large files are not stored")
+	}
+	if len(candidates) > 0 {
+		log.V(2).Info("Stored large files", "files", len(j.storedNames()), "bytes", bytes, "candidates", len(candidates))
+	}
+}
+
+// storedNames are the names of its files in the domain's layer.
+func (j *joined) storedNames() []string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.stored)
+}
+
+// unstore lets go of an image's stored files.
+func (j *joined) unstore() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, name := range j.stored {
+		j.domain.layer.Release(name)
+	}
+	j.stored = nil
+}
