@@ -1,8 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -55,7 +58,7 @@ func (e *Engine) layer(f *front) *filestore.Layer {
 func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates []*share.Inode) {
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
-	slices.SortFunc(candidates, func(a, b *share.Inode) int { return int(min(max(a.Size()-b.Size(), -1), 1)) })
+	slices.SortFunc(candidates, func(a, b *share.Inode) int { return cmp.Compare(a.Size(), b.Size()) })
 	work := make(chan *share.Inode)
 	var wg sync.WaitGroup
 	var bytes int64   // GUARDED_BY(j.mu)
@@ -66,27 +69,21 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 			for in := range work {
 				name := in.Path()
 				held := l.Hold(name)
+				var err error
 				if !held && !in.Known() && !full.Load() && ctx.Err() == nil {
-					err := l.Put(ctx, name, in)
-					if held = err == nil; held && in.Known() {
-						l.Remove(name) // it came in between
-						held = false
-					}
-					switch {
-					case errors.Is(err, filestore.ErrFull):
-						full.Store(true)
-					case err != nil && !errors.Is(err, filestore.ErrBusy) && ctx.Err() == nil:
-						j.mu.Lock()
-						failure = err
-						j.mu.Unlock()
-					}
+					held, err = storeFile(ctx, l, in, name)
 				}
-				if held {
-					j.mu.Lock()
+				j.mu.Lock()
+				switch {
+				case held:
 					j.stored = append(j.stored, name)
 					bytes += in.Size()
-					j.mu.Unlock()
+				case errors.Is(err, filestore.ErrFull):
+					full.Store(true)
+				case err != nil && !errors.Is(err, filestore.ErrBusy) && ctx.Err() == nil:
+					failure = err
 				}
+				j.mu.Unlock()
 			}
 		})
 	}
@@ -102,6 +99,25 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 	if len(candidates) > 0 {
 		log.V(2).Info("Stored large files", "files", len(j.storedNames()), "bytes", bytes, "candidates", len(candidates))
 	}
+}
+
+// storeFile stores a file, unless the kernel came to know it meanwhile. A bug of the
+// reader that one image meets must not take down the node's other volumes: a panic is
+// that file's error.
+func storeFile(ctx context.Context, l *filestore.Layer, in *share.Inode, name string) (held bool, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	if err := l.Put(ctx, name, in); err != nil {
+		return false, err
+	}
+	if in.Known() {
+		l.Remove(name)
+		return false, nil
+	}
+	return true, nil
 }
 
 // storedNames are the names of its files in the domain's layer.

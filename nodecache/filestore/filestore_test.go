@@ -216,6 +216,14 @@ func TestBadContentIsNotKept(t *testing.T) {
 			t.Errorf("%s: left %d bytes, %v", c.what, n, files(t, cfg.Dir))
 		}
 	}
+	func() {
+		defer func() { _ = recover() }()
+		_ = l.Put(t.Context(), name, failingReader(func([]byte, int64) (int, error) { panic("a bug of the reader") }))
+		t.Error("the panic is gone")
+	}()
+	if n, _ := s.Size(); n != 0 || len(files(t, cfg.Dir)) != 0 || l.Hold(name) {
+		t.Errorf("a panic left %d bytes, %v", n, files(t, cfg.Dir))
+	}
 	for _, bad := range []string{"", "/", name + "0", name[1:], "/.." + name, strings.ToUpper(name), name + "/x", "/ab/cd-1", name[:67] + "ffffffffffffffff"} {
 		if err := l.Put(t.Context(), bad, bytes.NewReader(data)); err == nil {
 			t.Errorf("%q is taken for a name", bad)

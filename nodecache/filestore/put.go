@@ -37,11 +37,17 @@ func (l *Layer) Put(ctx context.Context, name string, r io.ReaderAt) error {
 	if found, err := l.begin(id, size); found || err != nil {
 		return err
 	}
+	put := false
+	defer func() { // also when r panics
+		if !put {
+			l.abandon(id)
+		}
+	}()
 	f, err := l.write(ctx, name, size, r)
 	if err != nil {
-		l.abandon(id)
 		return fmt.Errorf("store of files: %w", err)
 	}
+	put = true
 	s := l.store
 	s.mu.Lock()
 	entry := s.files[id]
@@ -85,7 +91,7 @@ func (l *Layer) abandon(id fileID) {
 }
 
 // write makes the file and gives it its name.
-func (l *Layer) write(ctx context.Context, name string, size int64, r io.ReaderAt) (_ *os.File, err error) {
+func (l *Layer) write(ctx context.Context, name string, size int64, r io.ReaderAt) (*os.File, error) {
 	final := l.Dir() + name
 	if err := os.Mkdir(filepath.Dir(final), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, err
@@ -95,8 +101,9 @@ func (l *Layer) write(ctx context.Context, name string, size int64, r io.ReaderA
 	if err != nil {
 		return nil, err
 	}
+	named := false
 	defer func() {
-		if err != nil {
+		if !named {
 			_ = f.Close()
 			_ = os.Remove(f.Name())
 		}
@@ -123,7 +130,11 @@ func (l *Layer) write(ctx context.Context, name string, size int64, r io.ReaderA
 	if want := contentSum(name); !bytes.Equal(h.Sum(nil), want) {
 		return nil, fmt.Errorf("%w: sha256:%x, not sha256:%x", ErrMismatch, h.Sum(nil), want)
 	}
-	return f, os.Rename(f.Name(), final)
+	if err := os.Rename(f.Name(), final); err != nil {
+		return nil, err
+	}
+	named = true
+	return f, nil
 }
 
 // full says ErrFull of a full disk.
