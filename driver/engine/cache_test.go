@@ -52,19 +52,7 @@ func TestPagesOutliveTheirVolume(t *testing.T) {
 			}
 		}
 		ch.toggle(t, 0)
-		idle := func() (d DomainStatus) {
-			list, err := ReadStatus(t.Context(), state)
-			if err != nil || len(list) != 1 {
-				t.Fatalf("%+v, %v", list, err)
-			}
-			for _, d = range list[0].Domains {
-				if d.Name == "x" {
-					return d
-				}
-			}
-			return DomainStatus{}
-		}
-		if d := idle(); len(d.Fronts) != 0 || !slices.Equal(d.Idle, []string{one}) || d.BytesResident < 3<<20 {
+		if d := xStatus(t, state); len(d.Fronts) != 0 || !slices.Equal(d.Idle, []string{one}) || d.BytesResident < 3<<20 {
 			t.Errorf("status %+v: want %s to be idle, with its pages", d, one)
 		}
 		ch.toggle(t, 1)
@@ -78,7 +66,7 @@ func TestPagesOutliveTheirVolume(t *testing.T) {
 		if _, err := DropCaches(t.Context(), state, DropFilter{Domain: "x"}); err != nil {
 			t.Fatal(err)
 		}
-		if d := idle(); len(d.Idle) != 0 || len(d.Fronts) != 1 {
+		if d := xStatus(t, state); len(d.Idle) != 0 || len(d.Fronts) != 1 {
 			t.Errorf("status %+v: want no idle images", d)
 		}
 	})

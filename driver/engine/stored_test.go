@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"crypto/sha256"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -118,20 +119,12 @@ func TestStoredFiles(t *testing.T) {
 	ch = startChild(t, config)
 	images.CompareTrees(t, want[1], ch.mustFront(t, 1, FrontOverlay), compareOptions(FrontOverlay))
 	ch.stop(t)
-	if after := inodesOf(t, config.CacheDir); !mapsEqual(before, after) {
+	if after := inodesOf(t, config.CacheDir); !maps.Equal(before, after) {
 		t.Errorf("files were made again: %v, %v", before, after)
 	}
 }
 
-func mapsEqual(a, b map[string]uint64) bool {
-	for k, v := range a {
-		if b[k] != v {
-			return false
-		}
-	}
-	return len(a) == len(b)
-}
-
+// xStatus is the status of the domain "x" of the one engine.
 func xStatus(t *testing.T, state string) DomainStatus {
 	t.Helper()
 	list, err := ReadStatus(t.Context(), state)
