@@ -38,8 +38,8 @@ kept so that the next one starts with their pages in memory, are let go of.`,
 		if asJSON {
 			return printJSON(cmd.OutOrStdout(), d)
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "dropped %s of %d files; %s are mapped or being read\n",
-			bytesText(notNegative(d.Before-d.After)), d.Files, bytesText(notNegative(d.After)))
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "dropped %s of %d files; %s are mapped or being read; let go of %d idle images\n",
+			bytesText(notNegative(d.Before-d.After)), d.Files, bytesText(notNegative(d.After)), d.Images)
 		return err
 	}
 	return cmd

@@ -63,13 +63,30 @@ func TestPagesOutliveTheirVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = os.Rename(one+".kept", one) })
-		if _, err := DropCaches(t.Context(), state, DropFilter{Domain: "x"}); err != nil {
-			t.Fatal(err)
+		if d, err := DropCaches(t.Context(), state, DropFilter{Domain: "x"}); err != nil || d.Images != 1 || d.Domains != 1 {
+			t.Fatalf("%+v, %v; want one idle image to be let go of", d, err)
 		}
 		if d := xStatus(t, state); len(d.Idle) != 0 || len(d.Fronts) != 1 {
 			t.Errorf("status %+v: want no idle images", d)
 		}
 	})
+}
+
+// A domain that has idle images alone goes with them, which is no error.
+func TestDropOfAnIdleDomain(t *testing.T) {
+	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
+	state := t.TempDir()
+	ch := startChild(t, childConfig{StateDir: state, Mounts: []childMount{{Domain: "x", Image: image, Keep: true}}})
+	ch.toggle(t, 0)
+	if d, err := DropCaches(t.Context(), state, DropFilter{Domain: "x"}); err != nil || d != (Dropped{Images: 1}) {
+		t.Errorf("%+v, %v; want one image to be let go of", d, err)
+	}
+	if got := mountsBelow(t, state); len(got) != 1 {
+		t.Errorf("mounts are left: %v", got)
+	}
+	if _, err := DropCaches(t.Context(), state, DropFilter{Domain: "x"}); !errors.Is(err, ErrNotMounted) {
+		t.Errorf("the same again: %v, want %v", err, ErrNotMounted)
+	}
 }
 
 func TestIdleImagesAreFew(t *testing.T) {

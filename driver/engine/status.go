@@ -13,6 +13,8 @@ import (
 type Status struct {
 	PID     int            `json:"pid"`
 	Domains []DomainStatus `json:"domains"`
+	// Forgotten is how many idle images were let go of, where that was asked for.
+	Forgotten int `json:"forgotten,omitempty"`
 }
 
 // DomainStatus is a domain and its images.

@@ -46,6 +46,7 @@ type DropFilter struct {
 
 // Dropped is what DropCaches has done.
 type Dropped struct {
+	Images  int   `json:"images"` // idle ones that were let go of, with their pages
 	Domains int   `json:"domains"`
 	Files   int   `json:"files"`       // that had pages
 	Before  int64 `json:"bytesBefore"` // in the page cache
@@ -69,6 +70,7 @@ func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Droppe
 	list, err := askAll(ctx, stateDir, q)
 	errs := []error{err}
 	for _, s := range list {
+		sum.Images += s.Forgotten
 		sum.Domains += len(s.Domains)
 		for k := range s.Domains {
 			errs = append(errs, s.Domains[k].eachFile(ctx, func(fd int, _ node) error {
@@ -87,7 +89,7 @@ func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Droppe
 			}))
 		}
 	}
-	if sum.Domains == 0 && errors.Join(errs...) == nil && (q.Domain != nil || q.Volume != nil) {
+	if sum.Domains == 0 && sum.Images == 0 && errors.Join(errs...) == nil && (q.Domain != nil || q.Volume != nil) {
 		return sum, fmt.Errorf("%w: %s (state directory %s)", ErrNotMounted, filter, stateDir)
 	}
 	return sum, errors.Join(errs...)

@@ -67,12 +67,17 @@ func (e *Engine) serveQuery(conn io.ReadWriter) {
 	if err := json.NewDecoder(io.LimitReader(conn, maxQuery)).Decode(&q); err != nil {
 		return
 	}
+	forgotten := 0
 	if q.Forget {
-		if err := e.forget(e.idle.takeAll(q)); err != nil {
+		idle := e.idle.takeAll(q)
+		forgotten = len(idle)
+		if err := e.forget(idle); err != nil {
 			klog.FromContext(e.ctx).Error(err, "Letting go of idle images left something behind")
 		}
 	}
-	_ = json.NewEncoder(conn).Encode(e.answer(q))
+	s := e.answer(q)
+	s.Forgotten = forgotten
+	_ = json.NewEncoder(conn).Encode(s)
 }
 
 func (s *statusServer) close() {

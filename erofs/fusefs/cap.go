@@ -36,7 +36,8 @@ func (f *FS) CacheLimit() int64 { return f.cap.limit.Load() }
 
 // served notes a reply of n bytes of a file of the given size.
 func (f *FS) served(u *share.Use, n int, size int64) {
-	if f.cap.held.Add(u.Served(int64(n), size, time.Now().UnixNano())) > f.cap.limit.Load() {
+	held := f.cap.held.Add(u.Served(int64(n), size, time.Now().UnixNano()))
+	if limit := f.cap.limit.Load(); limit > 0 && held > limit {
 		f.wakeCap()
 	}
 }
@@ -45,9 +46,6 @@ func (f *FS) served(u *share.Use, n int, size int64) {
 func (c *cacheCap) gone(u *share.Use) { c.held.Add(-u.Dropped()) }
 
 func (f *FS) wakeCap() {
-	if f.cap.limit.Load() == 0 {
-		return
-	}
 	select {
 	case f.cap.over <- struct{}{}:
 	default: // it is awake

@@ -93,7 +93,7 @@ func (in *Inode) ReadAt(p []byte, off int64) (int, error) {
 		n, err := b.member.ReadAt(b.nid, p, off)
 		if err == nil || err == io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
 			if len(failed) > 0 {
-				in.passOver(failed, errors.Join(errs...))
+				in.passOver(failed, b, errors.Join(errs...))
 			}
 			return n, err
 		}
@@ -108,21 +108,23 @@ func (in *Inode) ReadAt(p []byte, off int64) (int, error) {
 	return 0, errors.Join(errs...)
 }
 
-// passOver puts backings behind all others, and reports those that were not there
-// before.
-func (in *Inode) passOver(failed []backing, why error) {
+// passOver puts backings behind the one that could be read, and reports it when they
+// were not there before.
+func (in *Inode) passOver(failed []backing, good backing, why error) {
 	d := in.domain
 	d.mu.Lock()
 	changed := false
 	list := slices.Clone(in.loadBackings())
 	for i, b := range list {
-		if !b.failed && slices.Contains(failed, b) {
-			list[i].failed, changed = true, true
+		switch {
+		case b == good:
+			list[i].failed = false
+		case slices.Contains(failed, b):
+			list[i].failed = true
+			changed = changed || !b.failed
 		}
 	}
-	if changed {
-		in.setBackings(list)
-	}
+	in.setBackings(list)
 	d.mu.Unlock()
 	if changed && d.onFailure != nil {
 		d.onFailure(in, why)

@@ -108,7 +108,7 @@ func (l *Layer) write(ctx context.Context, name string, size int64, r io.ReaderA
 			_ = os.Remove(f.Name())
 		}
 	}()
-	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+	if err := allocate(f, size); err != nil {
 		return nil, full(err)
 	}
 	h := sha256.New()
@@ -135,6 +135,21 @@ func (l *Layer) write(ctx context.Context, name string, size int64, r io.ReaderA
 	}
 	named = true
 	return f, nil
+}
+
+// allocate reserves the room for a file, in one piece if the disk has one. File
+// systems that can't are fine.
+func allocate(f *os.File, size int64) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+		switch {
+		case errors.Is(err, unix.EINTR): // by a signal of the runtime
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			return nil
+		}
+		return err
+	}
 }
 
 // full says ErrFull of a full disk.
@@ -168,7 +183,7 @@ func (s *Store) syncWritten() {
 // wrong mode to be there the next time.
 func syncFile(f *os.File) {
 	defer func() { _ = f.Close() }()
-	if unix.Fdatasync(int(f.Fd())) != nil {
+	if f.Sync() != nil {
 		return
 	}
 	// Only now: of a file with this mode all is there, whatever happens.
