@@ -85,8 +85,8 @@ func (im *Image) loadDevices(sb *disk.SuperBlock, given []Device) error {
 func (im *Image) CheckDevices() error {
 	for i := range im.devices {
 		d := &im.devices[i]
-		if d.size == 0 {
-			continue
+		if d.size == 0 && !im.flat {
+			continue // mkfs.erofs before 1.6 leaves the size of its blobdev out
 		}
 		if _, _, n, err := im.extraDevice(0, i+1, 0); err != nil {
 			return err

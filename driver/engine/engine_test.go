@@ -45,7 +45,7 @@ func TestFrontShowsWhatTheKernelShows(t *testing.T) {
 		{name: "chunked", tree: small, opts: []string{"--chunksize=8192"}},
 		{name: "devices", tree: small, opts: []string{"--chunksize=4096"}, blob: true},
 		{name: "lz4", tree: small, opts: []string{"-zlz4hc", "-C65536"}},
-		{name: "lzma", tree: small, opts: []string{"-zlzma", "-C65536", "-Eztailpacking"}},
+		{name: "lzma", tree: small, opts: []string{"-zlzma", "-C65536", "-Eztailpacking"}, since: 8},
 		{name: "metabox", tree: small, opts: []string{"-zlz4:zstd", "-C65536", "-m4096", "-E48bit"}, since: 9},
 		{name: "real-lz4", tree: real, opts: []string{"-zlz4"}},
 		{name: "real-zstd", tree: real, opts: []string{"-zzstd", "-C65536", "-Eall-fragments,dedupe"}, since: 8},
@@ -116,7 +116,11 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 	a, b := twoVersions(t)
 	mkfs := images.NewestMkfs(t)
 	plain, lz4 := images.Build(t, mkfs, nil, a), images.Build(t, mkfs, []string{"-zlz4hc"}, b)
-	packed := images.Build(t, mkfs, []string{"-zlzma", "-C65536", "-Eall-fragments"}, b)
+	options := []string{"-zlzma", "-C65536", "-Eall-fragments"}
+	if !mkfs.AtLeast(1, 8) {
+		options = []string{"-zlz4", "-C65536", "-Efragments"}
+	}
+	packed := images.Build(t, mkfs, options, b)
 	both(t, func(t *testing.T, front string) {
 		ch := startChild(t, childConfig{Front: front, Mounts: []childMount{
 			{Domain: "x", Image: plain},
