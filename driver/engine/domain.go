@@ -68,7 +68,7 @@ func (e *Engine) makeDomain(ctx context.Context, name string) (*domain, error) {
 	}
 	log := klog.FromContext(ctx)
 	d := &domain{name: name, share: share.NewDomain(name), limits: make(map[*Front]int64)}
-	d.share.OnFailure(func(in *share.Inode, err error) {
+	d.share.OnFailure(func(in share.Inode, err error) {
 		log.Error(err, "An image can't supply a file; another one does", "domain", name, "file", in.Path())
 	})
 	d.fs = fusefs.New(d.share)

@@ -35,8 +35,9 @@ type indexTask struct {
 }
 
 // index returns the fingerprints of an image's files: those kept on the node, else
-// computed now. When ctx ends first the work goes on for the next caller.
-func (e *Engine) index(ctx context.Context, img *nodecache.Image, files []fingerprint.File) (*fingerprint.Index, error) {
+// computed now. They are the caller's to close. When ctx ends first the work goes on
+// for the next caller.
+func (e *Engine) index(ctx context.Context, img *nodecache.Image) (*fingerprint.Index, error) {
 	ix, err := loadIndex(img)
 	if err == nil {
 		return ix, nil
@@ -58,7 +59,7 @@ func (e *Engine) index(ctx context.Context, img *nodecache.Image, files []finger
 		x.all.Go(func() {
 			defer own.Release()
 			x.turn.Lock()
-			task.index, task.err = e.computeIndex(own, files)
+			task.index, task.err = e.computeIndex(own)
 			x.turn.Unlock()
 			x.mu.Lock()
 			delete(x.tasks, own.ID())
@@ -70,7 +71,13 @@ func (e *Engine) index(ctx context.Context, img *nodecache.Image, files []finger
 
 	select {
 	case <-task.done:
-		return task.index, task.err
+		if task.err != nil {
+			return nil, task.err
+		}
+		if ix, err := loadIndex(img); err == nil {
+			return ix, nil // a mapping of its own, instead of memory
+		}
+		return task.index, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("fingerprints are still being computed: %w", context.Cause(ctx))
 	}
@@ -97,17 +104,17 @@ func loadIndex(img *nodecache.Image) (*fingerprint.Index, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	return fingerprint.Read(f, st.Size(), img.ID())
+	return fingerprint.Open(f, img.ID())
 }
 
 // computeIndex hashes an image and keeps the result beside it. That it can't be
 // kept is logged, and costs the time of computing it the next time.
-func (e *Engine) computeIndex(img *nodecache.Image, files []fingerprint.File) (*fingerprint.Index, error) {
+func (e *Engine) computeIndex(img *nodecache.Image) (*fingerprint.Index, error) {
 	im, size, err := openImage(img, scanCache)
+	if err != nil {
+		return nil, err
+	}
+	files, err := fingerprint.Files(im)
 	if err != nil {
 		return nil, err
 	}

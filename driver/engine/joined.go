@@ -21,12 +21,14 @@ type joined struct {
 	reference string
 	image     *nodecache.Image
 	super     erofs.Superblock
-	files     int // that hold data
+	files     int   // that hold data, hard links counted once
+	bytes     int64 // their sizes; 0 when the domain's account has them
 
 	domain     *domain
 	domainItem *item[string, *domain]
 	member     *share.Member
-	tree       string // where the content mount shows its tree, empty before it does
+	index      *fingerprint.Index // nil: without a domain
+	tree       string             // where the content mount shows its tree, empty before it does
 
 	mu     sync.Mutex
 	stored []string // names of files that it holds in the domain's layer; GUARDED_BY(mu)
@@ -37,24 +39,35 @@ type joined struct {
 func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erofs.Image) (_ *joined, err error) {
 	j := &joined{key: key, reference: req.Image.Reference(), image: req.Image.Clone()}
 	defer func() {
-		if err != nil {
-			j.image.Release()
+		if err == nil {
+			return
 		}
+		if j.index != nil {
+			j.index.Close()
+		}
+		if j.domainItem != nil {
+			err = errors.Join(err, e.domains.release(j.domainItem))
+		}
+		j.image.Release()
 	}()
 	im, _, err := openImage(j.image, mountedCache)
 	if err != nil {
 		return nil, err
 	}
 	j.super = im.Superblock()
-	files, err := fingerprint.Files(scan)
-	if err != nil {
-		return nil, err
-	}
-	j.files = len(files)
-	var fp *fingerprint.Index // without a domain nothing is shared, and no hash needed
 	if req.Domain != "" {
-		if fp, err = e.index(ctx, j.image, files); err != nil {
+		if j.index, err = e.index(ctx, j.image); err != nil {
 			return nil, err
+		}
+		j.files = j.index.Len()
+	} else { // nothing is shared, and no hash needed
+		files, err := fingerprint.Files(scan)
+		if err != nil {
+			return nil, err
+		}
+		j.files = len(files)
+		for _, f := range files {
+			j.bytes += f.Size
 		}
 	}
 	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain) })
@@ -62,8 +75,8 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erof
 		return nil, err
 	}
 	j.domain = j.domainItem.val
-	j.member = j.domain.share.Join(im, share.NewTag(key.image), files, fp)
-	return j, nil
+	j.member, err = j.domain.share.Join(im, share.NewTag(key.image), j.index)
+	return j, err
 }
 
 // leave takes an image out of its domain, and the domain away with its last image.
@@ -80,6 +93,9 @@ func (e *Engine) leave(j *joined) error {
 			log.Error(err, "Cannot drop all pages of an image that is gone", "image", j.reference)
 		}
 	}
+	if j.index != nil {
+		j.index.Close()
+	}
 	err := e.domains.release(j.domainItem)
 	j.image.Release()
 	log.V(2).Info("Let go of an image", "image", j.reference, "domain", j.domain.name)
@@ -87,7 +103,7 @@ func (e *Engine) leave(j *joined) error {
 }
 
 // maxIdle bounds the images that are kept for volumes to come, for what they cost:
-// an open file, up to mountedCache of metadata, and some 200 bytes a file.
+// an open file and up to mountedCache of metadata.
 const maxIdle = 32
 
 // idleCheck is how often idle images are looked at that may have left the node.

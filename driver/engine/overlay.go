@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -58,29 +56,32 @@ func (e *Engine) mountOverlay(ctx context.Context, f *front, im *erofs.Image) (e
 }
 
 // writeAndMountMeta mounts the image's metadata at dir. Its file has no name by
-// then: it is gone with the mount, whatever happens to us. It returns the shared
-// inodes of large files.
-func writeAndMountMeta(ctx context.Context, f *front, im *erofs.Image, dir string) (large []*share.Inode, err error) {
+// then: it is gone with the mount, whatever happens to us. It returns the contents
+// of large files.
+func writeAndMountMeta(ctx context.Context, f *front, im *erofs.Image, dir string) (large []share.Content, err error) {
 	file, err := unnamedFile(filepath.Dir(f.image.SidecarPath("meta")))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }()
-	found := make(map[*share.Inode]struct{})
+	found := make(map[share.Key]struct{})
 	content := func(in *erofs.Inode) string {
 		k, ok := f.member.Key(in.NID, in.Size)
 		if !ok {
 			return share.PrivatePath(f.member.Tag(), in.NID)
 		}
 		if in.Size >= minStored {
-			found[f.member.Shared(in.NID, in.Size)] = struct{}{}
+			found[k] = struct{}{}
 		}
 		return share.ContentPath(k)
 	}
 	if _, err := metaimage.Write(ctx, file, im, content); err != nil {
 		return nil, err
 	}
-	return slices.Collect(maps.Keys(found)), mountEROFS(file, dir)
+	for k := range found {
+		large = append(large, f.domain.share.Content(k))
+	}
+	return large, mountEROFS(file, dir)
 }
 
 // unnamedFile makes a file that nobody else can open, on the file system of dir.

@@ -2,11 +2,10 @@ package engine
 
 import (
 	"cmp"
+	"maps"
 	"os"
 	"slices"
 	"strings"
-
-	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 )
 
 // Status is what an engine holds.
@@ -19,13 +18,18 @@ type Status struct {
 
 // DomainStatus is a domain and its images.
 type DomainStatus struct {
-	Name         string        `json:"name"` // empty: the domain of one volume that shares with nobody
-	ContentMount string        `json:"contentMount"`
+	Name         string `json:"name"` // empty: the domain of one volume that shares with nobody
+	ContentMount string `json:"contentMount"`
+	// SharedInodes are the different contents of all files, KnownInodes those that
+	// the kernel has looked up by content and not forgotten.
 	SharedInodes int           `json:"sharedInodes"`
+	KnownInodes  int           `json:"knownInodes"`
 	Fronts       []FrontStatus `json:"fronts"`
 	// Idle are the images that no volume shows any more, but whose pages are kept for
 	// the next one.
 	Idle []string `json:"idle,omitempty"`
+	// Images are those of Fronts and Idle.
+	Images []ImageStatus `json:"images"`
 	// StoredFiles and StoredBytes are of the files that are kept as plain ones.
 	StoredFiles int   `json:"storedFiles,omitempty"`
 	StoredBytes int64 `json:"storedBytes,omitempty"`
@@ -35,18 +39,33 @@ type DomainStatus struct {
 	// BytesResident is the page cache of the domain's files, by cachestat(2).
 	BytesResident int64 `json:"bytesResident"`
 	// BytesSaved is what the same pages would take more if each file of each image
-	// had its own.
+	// that a volume shows had its own. Copies within an image are files of their own,
+	// hard links are one.
 	BytesSaved int64 `json:"bytesSaved"`
-
-	// Nodes are the files that may have pages; ReadStatus replaces them by the sums
-	// above.
-	Nodes []node `json:"nodes,omitempty"`
+	// Sampled says that not all files were looked at, so that what is resident and
+	// saved is an estimate.
+	Sampled bool `json:"sampled,omitempty"`
 }
 
-// node is a file that may have pages.
-type node struct {
-	Path  string `json:"path"`  // opens the kernel inode; may be gone
-	Files int    `json:"files"` // files of images that it is
+// ImageStatus is what an image holds of its domain's memory.
+type ImageStatus struct {
+	Image string `json:"image"`
+	Idle  bool   `json:"idle,omitempty"`
+
+	// Files and Bytes are of the regular files that hold data, hard links counted
+	// once; in a domain, those that may be shared.
+	Files int   `json:"files"`
+	Bytes int64 `json:"bytes"`
+	// SharedFiles and SharedBytes are of those whose content another image of the
+	// domain has as well.
+	SharedFiles int   `json:"sharedFiles"`
+	SharedBytes int64 `json:"sharedBytes"`
+
+	// BytesResident is the page cache of the image's files. What several images share
+	// is counted for each of them, copies within the image once.
+	BytesResident int64 `json:"bytesResident"`
+	// BytesAlone is the part of it that no other image of the domain has a file of.
+	BytesAlone int64 `json:"bytesAlone"`
 }
 
 // FrontStatus is an image shown.
@@ -67,73 +86,48 @@ func (e *Engine) Status() Status { return e.answer(query{}) }
 
 // answer is the status of what a query names.
 func (e *Engine) answer(q query) Status {
-	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
-	byDomain := make(map[*domain]*DomainStatus)
-	stored := make(map[*domain][]string)
-	of := func(j *joined) *DomainStatus {
-		d := byDomain[j.domain]
-		if d == nil {
-			inodes, _ := j.domain.share.Len()
-			d = &DomainStatus{
-				Name: j.domain.name, ContentMount: j.domain.mount.Dir(), SharedInodes: inodes,
-				Fronts: []FrontStatus{}, CacheLimit: j.domain.fs.CacheLimit(),
-			}
-			if q.Volume == nil {
-				d.addNodes(j.domain.fs.ReadNodes(nil))
-			}
-			byDomain[j.domain] = d
-		}
-		return d
-	}
-	for _, f := range e.fronts.snapshot() {
-		volumes := f.volumes()
-		if !q.picks(f.joined, volumes) {
-			continue
-		}
-		d := of(f.joined)
-		d.Fronts = append(d.Fronts, FrontStatus{
-			Image: f.reference, Digest: f.image.Digest(),
-			Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: volumes,
-		})
-		if q.Volume != nil {
-			d.addNodes(f.domain.fs.ReadNodes(f.member))
-		}
-		stored[f.domain] = append(stored[f.domain], f.storedNames()...)
-	}
-	for _, j := range e.idle.list() {
-		if q.picks(j, nil) {
-			d := of(j)
-			d.Idle = append(d.Idle, j.reference)
-			stored[j.domain] = append(stored[j.domain], j.storedNames()...)
-		}
-	}
-	for d, names := range stored {
-		byDomain[d].addStored(d, names)
-	}
-	for _, d := range byDomain {
-		slices.SortFunc(d.Fronts, func(a, b FrontStatus) int { return cmp.Compare(a.Image, b.Image) })
-		s.Domains = append(s.Domains, *d)
-	}
-	slices.SortFunc(s.Domains, func(a, b DomainStatus) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.ContentMount, b.ContentMount))
-	})
+	s, _ := e.account(q)
 	return s
 }
 
-func (d *DomainStatus) addNodes(list []fusefs.NodeUse) {
-	for _, n := range list {
-		d.Nodes = append(d.Nodes, node{d.ContentMount + n.Path, n.Files})
+// account returns the status of what a query names, and for each domain in it what
+// there is to know of its files.
+func (e *Engine) account(q query) (Status, []*domainFiles) {
+	byDomain := make(map[*domain]*domainFiles)
+	add := func(j *joined, idle bool) *domainFiles {
+		d := byDomain[j.domain]
+		if d == nil {
+			d = newDomainFiles(j.domain)
+			byDomain[j.domain] = d
+		}
+		d.add(j, idle)
+		return d
 	}
-}
-
-// addStored adds files of the domain's layer, by their names, each once.
-func (d *DomainStatus) addStored(of *domain, names []string) {
-	slices.Sort(names)
-	for _, name := range slices.Compact(names) {
-		if in := of.share.Get(name); in != nil {
-			d.StoredFiles++
-			d.StoredBytes += in.Size()
-			d.Nodes = append(d.Nodes, node{of.layer.Dir() + name, in.Backings()})
+	for _, f := range e.fronts.snapshot() {
+		if volumes := f.volumes(); q.picks(f.joined, volumes) {
+			d := add(f.joined, false)
+			d.status.Fronts = append(d.status.Fronts, FrontStatus{
+				Image: f.reference, Digest: f.image.Digest(),
+				Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: volumes,
+			})
+			if q.Volume != nil {
+				d.only = append(d.only, f.member)
+			}
 		}
 	}
+	for _, j := range e.idle.list() {
+		if q.picks(j, nil) {
+			d := add(j, true)
+			d.status.Idle = append(d.status.Idle, j.reference)
+		}
+	}
+	list := slices.SortedFunc(maps.Values(byDomain), func(a, b *domainFiles) int {
+		return cmp.Or(strings.Compare(a.status.Name, b.status.Name), strings.Compare(a.status.ContentMount, b.status.ContentMount))
+	})
+	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
+	for _, d := range list {
+		d.finish()
+		s.Domains = append(s.Domains, d.status)
+	}
+	return s, list
 }

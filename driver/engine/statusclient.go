@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -15,27 +16,41 @@ import (
 )
 
 // ReadStatus asks every engine of a state directory for its status, and the kernel
-// for the page cache of its domains. It must not be called by a process that
-// serves one of them.
+// for the page cache of its domains: of every file, or of a sample where they are
+// more than some thousands. It must not be called by a process that serves one of them.
 //
 // An engine that does not answer is an error, joined with those of the others,
 // beside the status of those that did.
 func ReadStatus(ctx context.Context, stateDir string) ([]Status, error) {
-	list, err := askAll(ctx, stateDir, query{})
-	errs := []error{err}
-	for i := range list {
-		for k := range list[i].Domains {
-			d := &list[i].Domains[k]
-			errs = append(errs, d.eachFile(ctx, func(fd int, n node) error {
-				bytes, err := residentBytes(fd)
-				d.BytesResident += bytes
-				d.BytesSaved += bytes * int64(max(n.Files-1, 0))
-				return err
-			}))
-			d.Nodes = nil
+	return askAll(ctx, stateDir, query{}, func(d *DomainStatus, fd int, n node) error {
+		bytes, err := residentBytes(fd)
+		d.count(n, bytes)
+		return err
+	})
+}
+
+// count adds a file of which so many bytes are in the page cache.
+func (d *DomainStatus) count(n node, resident int64) {
+	if n.Weight > 0 {
+		resident = int64(float64(resident)*n.Weight + 0.5)
+	}
+	d.BytesResident += resident
+	shown := 0 // files that volumes show
+	for _, f := range n.Files {
+		image, files := f[0], f[1]
+		if image < 0 || image >= len(d.Images) {
+			continue
+		}
+		im := &d.Images[image]
+		im.BytesResident += resident
+		if len(n.Files) == 1 {
+			im.BytesAlone += resident
+		}
+		if !im.Idle {
+			shown += files
 		}
 	}
-	return list, errors.Join(errs...)
+	d.BytesSaved += resident * int64(max(shown-1, 0))
 }
 
 // DropFilter says whose pages are to be dropped; the zero value: everybody's.
@@ -59,7 +74,7 @@ type Dropped struct {
 //
 // Errors: a filter that nothing answers to, and those of ReadStatus.
 func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Dropped, error) {
-	q := query{Forget: true}
+	q := query{Forget: true, All: true}
 	if filter.Domain != "" {
 		q.Domain = &filter.Domain
 	}
@@ -67,32 +82,28 @@ func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Droppe
 		q.Volume = &filter.Volume
 	}
 	var sum Dropped
-	list, err := askAll(ctx, stateDir, q)
-	errs := []error{err}
+	list, err := askAll(ctx, stateDir, q, func(_ *DomainStatus, fd int, _ node) error {
+		before, err := residentBytes(fd)
+		if err != nil || before == 0 {
+			return err
+		}
+		if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
+			return err
+		}
+		after, err := residentBytes(fd)
+		sum.Files++
+		sum.Before += before
+		sum.After += after
+		return err
+	})
 	for _, s := range list {
 		sum.Images += s.Forgotten
 		sum.Domains += len(s.Domains)
-		for k := range s.Domains {
-			errs = append(errs, s.Domains[k].eachFile(ctx, func(fd int, _ node) error {
-				before, err := residentBytes(fd)
-				if err != nil || before == 0 {
-					return err
-				}
-				if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
-					return err
-				}
-				after, err := residentBytes(fd)
-				sum.Files++
-				sum.Before += before
-				sum.After += after
-				return err
-			}))
-		}
 	}
-	if sum.Domains == 0 && sum.Images == 0 && errors.Join(errs...) == nil && (q.Domain != nil || q.Volume != nil) {
+	if sum.Domains == 0 && sum.Images == 0 && err == nil && (q.Domain != nil || q.Volume != nil) {
 		return sum, fmt.Errorf("%w: %s (state directory %s)", ErrNotMounted, filter, stateDir)
 	}
-	return sum, errors.Join(errs...)
+	return sum, err
 }
 
 // ErrNotMounted says that no engine has what was asked for.
@@ -110,8 +121,11 @@ func (f DropFilter) String() string {
 	return strings.Join(parts, ", ")
 }
 
+// eachFile is called with a file that may have pages, open.
+type eachFile func(d *DomainStatus, fd int, n node) error
+
 // askAll asks every living engine of a state directory.
-func askAll(ctx context.Context, stateDir string, q query) ([]Status, error) {
+func askAll(ctx context.Context, stateDir string, q query, fn eachFile) ([]Status, error) {
 	sockets, err := filepath.Glob(filepath.Join(stateDir, instancesDir, "*", statusSocket))
 	if err != nil {
 		return nil, err
@@ -119,60 +133,68 @@ func askAll(ctx context.Context, stateDir string, q query) ([]Status, error) {
 	var list []Status
 	var errs []error
 	for _, path := range sockets {
-		s, err := askOne(ctx, path, q)
-		switch {
-		case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
-			// Its engine is dead, and the next one will remove it.
-		case err != nil:
+		s, err := askOne(ctx, path, q, fn)
+		if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+			continue // its engine is dead, and the next one will remove it
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("status of %s: %w", path, err))
-		default:
+		}
+		if s.PID != 0 {
 			list = append(list, s)
 		}
 	}
 	return list, errors.Join(errs...)
 }
 
-func askOne(ctx context.Context, path string, q query) (s Status, err error) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+// askOne asks one engine. A status without a PID has no meaning.
+func askOne(ctx context.Context, path string, q query, fn eachFile) (s Status, err error) {
+	dial, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	conn, err := (&net.Dialer{}).DialContext(dial, "unix", path)
 	if err != nil {
 		return s, err
 	}
 	defer func() { _ = conn.Close() }()
-	if t, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(t)
-	}
-	if err := json.NewEncoder(conn).Encode(q); err != nil {
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	if err := json.NewEncoder(patient{conn}).Encode(q); err != nil {
 		return s, err
 	}
-	return s, json.NewDecoder(conn).Decode(&s)
-}
-
-// eachFile calls fn with each of the domain's Nodes, open. It opens with bare system
-// calls: os.Open would ask the file system for poll(2).
-func (d *DomainStatus) eachFile(ctx context.Context, fn func(fd int, n node) error) error {
-	one := func(n node) error {
-		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
-			return nil // forgotten meanwhile, with its pages
-		}
-		if err == nil {
-			err = fn(fd, n)
-			_ = unix.Close(fd)
+	lines := json.NewDecoder(patient{conn})
+	if err := lines.Decode(&s); err != nil {
+		return Status{}, err
+	}
+	for {
+		var n node
+		err := lines.Decode(&n)
+		if errors.Is(err, io.EOF) {
+			return s, ctx.Err()
 		}
 		if err != nil {
-			return fmt.Errorf("page cache of %s: %w", n.Path, err)
+			return s, errors.Join(ctx.Err(), err)
 		}
-		return nil
+		if n.Domain < 0 || n.Domain >= len(s.Domains) {
+			return s, fmt.Errorf("file of domain %d, there are %d", n.Domain, len(s.Domains))
+		}
+		if err := n.open(func(fd int) error { return fn(&s.Domains[n.Domain], fd, n) }); err != nil {
+			return s, err
+		}
 	}
-	for _, n := range d.Nodes {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := one(n); err != nil {
-			return err
-		}
+}
+
+// open calls fn with the file, unless it is gone. It opens with bare system calls:
+// os.Open would ask the file system for poll(2).
+func (n node) open(fn func(fd int) error) error {
+	fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) {
+		return nil // forgotten meanwhile, with its pages
+	}
+	if err == nil {
+		err = fn(fd)
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("page cache of %s: %w", n.Path, err)
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,7 +14,7 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// statusTimeout bounds one exchange on the status socket.
+// statusTimeout bounds how long either end of the status socket waits for the other.
 const statusTimeout = 10 * time.Second
 
 // maxQuery bounds a query in bytes.
@@ -24,6 +26,8 @@ type query struct {
 	Volume *string `json:"volume,omitempty"` // only what this volume shows
 	// Forget lets go of the images that no volume shows first.
 	Forget bool `json:"forget,omitempty"`
+	// All lists every file that may have pages, not only a sample.
+	All bool `json:"all,omitempty"`
 }
 
 // picks tells whether the query is for an image that these volumes show.
@@ -32,8 +36,9 @@ func (q query) picks(j *joined, volumes []string) bool {
 		(q.Volume == nil || slices.Contains(volumes, *q.Volume))
 }
 
-// statusServer answers each connection to a unix socket with the status in JSON of
-// what the query there asks for, and closes it.
+// statusServer answers each connection to a unix socket with what the query there
+// asks for, and closes it: the status, a line of JSON, then a line for each file that
+// may have pages. It keeps none of the lines, however many they are.
 type statusServer struct {
 	listener net.Listener
 	wg       sync.WaitGroup
@@ -53,12 +58,26 @@ func (e *Engine) serveStatus(path string) (*statusServer, error) {
 			}
 			s.wg.Go(func() {
 				defer func() { _ = conn.Close() }()
-				_ = conn.SetDeadline(time.Now().Add(statusTimeout))
-				e.serveQuery(conn)
+				// The end of the engine waits for nobody who reads slowly.
+				defer context.AfterFunc(e.ctx, func() { _ = conn.Close() })()
+				e.serveQuery(patient{conn})
 			})
 		}
 	})
 	return s, nil
+}
+
+// patient is a connection of which each read and write may take statusTimeout.
+type patient struct{ net.Conn }
+
+func (p patient) Read(b []byte) (int, error) {
+	_ = p.SetReadDeadline(time.Now().Add(statusTimeout))
+	return p.Conn.Read(b)
+}
+
+func (p patient) Write(b []byte) (int, error) {
+	_ = p.SetWriteDeadline(time.Now().Add(statusTimeout))
+	return p.Conn.Write(b)
 }
 
 // serveQuery answers one query. A client that goes away gets none.
@@ -75,9 +94,40 @@ func (e *Engine) serveQuery(conn io.ReadWriter) {
 			klog.FromContext(e.ctx).Error(err, "Letting go of idle images left something behind")
 		}
 	}
-	s := e.answer(q)
+	s, domains := e.account(q)
 	s.Forgotten = forgotten
-	_ = json.NewEncoder(conn).Encode(s)
+	samples := make([][]picked, len(domains))
+	if !q.All {
+		for i, d := range domains {
+			var all bool
+			samples[i], all = sample(maxSampled, d.each)
+			s.Domains[i].Sampled = !all
+		}
+	}
+	out := bufio.NewWriterSize(conn, 64<<10)
+	lines := json.NewEncoder(out)
+	err := lines.Encode(s)
+	for i, d := range domains {
+		send := func(id uint64, weight float64) bool {
+			if e.ctx.Err() != nil {
+				return false
+			}
+			if n, ok := d.node(id); ok && err == nil {
+				n.Domain, n.Weight = i, weight
+				err = lines.Encode(n)
+			}
+			return err == nil
+		}
+		for _, p := range samples[i] {
+			send(p.id, p.weight)
+		}
+		if q.All {
+			d.each(func(id uint64, _ int64) bool { return send(id, 0) })
+		}
+	}
+	if err == nil {
+		_ = out.Flush()
+	}
 }
 
 func (s *statusServer) close() {

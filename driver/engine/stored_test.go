@@ -189,7 +189,11 @@ func TestStoreFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &domain{share: share.NewDomain("x"), layer: layer}
-	j := &joined{domain: d, member: d.share.Join(im, share.NewTag("a"), list, fp)}
+	member, err := d.share.Join(im, share.NewTag("a"), fp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &joined{domain: d, member: member}
 	path := func(name string) string {
 		return share.ContentPath(share.Key{Sum: sha256.Sum256(texts[name]), Size: int64(len(texts[name]))})
 	}
@@ -199,7 +203,11 @@ func TestStoreFiles(t *testing.T) {
 	}
 	i := bytes.Index(data, texts["bad"][:100])
 	data[i] ^= 1 // since it was hashed
-	storeFiles(t.Context(), layer, j, d.share.Inodes())
+	var candidates []share.Content
+	for _, text := range texts {
+		candidates = append(candidates, d.share.Content(share.Key{Sum: sha256.Sum256(text), Size: int64(len(text))}))
+	}
+	storeFiles(t.Context(), layer, j, candidates)
 	got := j.storedNames()
 	slices.Sort(got)
 	want := []string{path("new"), path("there")}

@@ -83,7 +83,8 @@ func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) 
 	}
 
 	var r Result
-	ix := &Index{nids: make([]uint64, 0, len(files)), sums: make([]Sum, 0, len(files))}
+	kept := 0
+	files = slices.Clone(files)
 	for i, f := range files {
 		if err := errs[i]; err != nil {
 			if errors.Is(err, ErrForged) {
@@ -96,10 +97,10 @@ func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) 
 		}
 		r.Files++
 		r.Bytes += f.Size
-		ix.nids = append(ix.nids, f.NID)
-		ix.sums = append(ix.sums, sums[i])
+		files[kept], sums[kept] = f, sums[i]
+		kept++
 	}
-	return ix, r, nil
+	return NewIndex(files[:kept], sums[:kept]), r, nil
 }
 
 // hash reads one file whole through buf. A bug of the reader that one image meets

@@ -150,42 +150,165 @@ func TestBuildStopsWithItsContext(t *testing.T) {
 	}
 }
 
+// reopen opens stored bytes as a file's.
+func reopen(t *testing.T, path string, stored []byte, id string) (*fingerprint.Index, error) {
+	t.Helper()
+	if err := os.WriteFile(path, stored, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	ix, err := fingerprint.Open(f, id)
+	if err == nil {
+		t.Cleanup(ix.Close)
+	}
+	return ix, err
+}
+
 func TestStoredIndexIsReadBackForItsImageAlone(t *testing.T) {
-	im, size := open(t, write(t, map[string][]byte{"a": []byte("a"), "b": []byte("b"), "c": []byte("c")}))
+	im, size := open(t, write(t, map[string][]byte{"a": []byte("a"), "b": []byte("b"), "c": []byte("c"), "d": []byte("b")}))
 	ix, files, _ := build(t, im, size)
 	var buf bytes.Buffer
 	if err := ix.Write(&buf, "sha256-one"); err != nil {
 		t.Fatal(err)
 	}
 	stored := buf.Bytes()
+	dir := t.TempDir()
 
-	back, err := fingerprint.Read(bytes.NewReader(stored), int64(len(stored)), "sha256-one")
+	back, err := reopen(t, filepath.Join(dir, "good"), stored, "sha256-one")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if back.Len() != len(files) {
+		t.Errorf("%d entries, want %d", back.Len(), len(files))
 	}
 	for _, f := range files {
 		want, _ := ix.Lookup(f.NID)
 		if got, ok := back.Lookup(f.NID); !ok || got != want {
 			t.Errorf("nid %d: %x (%v), want %x", f.NID, got, ok, want)
 		}
+		if i, e, ok := back.File(f.NID); !ok || e.File != f || back.Entry(i) != e {
+			t.Errorf("nid %d: entry %d %+v (%v), want %+v", f.NID, i, e, ok, f)
+		}
 	}
 
-	if _, err := fingerprint.Read(bytes.NewReader(stored), int64(len(stored)), "sha256-two"); !errors.Is(err, fingerprint.ErrDamaged) {
+	if _, err := reopen(t, filepath.Join(dir, "other"), stored, "sha256-two"); !errors.Is(err, fingerprint.ErrDamaged) {
 		t.Errorf("read for another image: %v, want %v", err, fingerprint.ErrDamaged)
 	}
 	for i := range stored {
 		bad := bytes.Clone(stored)
 		bad[i] ^= 0x10
-		if _, err := fingerprint.Read(bytes.NewReader(bad), int64(len(bad)), "sha256-one"); !errors.Is(err, fingerprint.ErrDamaged) {
+		if _, err := reopen(t, filepath.Join(dir, "bad"), bad, "sha256-one"); !errors.Is(err, fingerprint.ErrDamaged) {
 			t.Fatalf("byte %d changed: %v, want %v", i, err, fingerprint.ErrDamaged)
 		}
 	}
 	for n := range stored {
-		for _, claimed := range []int{n, len(stored)} {
-			if _, err := fingerprint.Read(bytes.NewReader(stored[:n]), int64(claimed), "sha256-one"); !errors.Is(err, fingerprint.ErrDamaged) {
-				t.Fatalf("cut to %d bytes, said to be %d: %v, want %v", n, claimed, err, fingerprint.ErrDamaged)
+		if _, err := reopen(t, filepath.Join(dir, "cut"), stored[:n], "sha256-one"); !errors.Is(err, fingerprint.ErrDamaged) {
+			t.Fatalf("cut to %d bytes: %v, want %v", n, err, fingerprint.ErrDamaged)
+		}
+	}
+	// What is in no order, but has a good checksum, is refused as well.
+	for at := 64; at+32 < len(stored)-32; at++ {
+		bad := bytes.Clone(stored[:len(stored)-32])
+		bad[at] ^= 0xff
+		sum := sha256.Sum256(bad)
+		if ix, err := reopen(t, filepath.Join(dir, "forged"), append(bad, sum[:]...), "sha256-one"); err == nil {
+			walkIndex(ix, files)
+		} else if !errors.Is(err, fingerprint.ErrDamaged) {
+			t.Fatalf("byte %d changed, checksum mended: %v", at, err)
+		}
+	}
+}
+
+// walkIndex asks an index for all it has, which must not panic.
+func walkIndex(ix *fingerprint.Index, files []fingerprint.File) (found int) {
+	for _, f := range files {
+		if sum, ok := ix.Lookup(f.NID); ok {
+			from, end := ix.Find(sum, f.Size)
+			found += end - from
+		}
+	}
+	for i := range ix.Len() {
+		e := ix.Entry(i)
+		from, end := ix.Find(e.Sum, e.Size)
+		found += end - from
+	}
+	return found
+}
+
+// Every content is found, with all files that have it, the cheapest first.
+func TestFind(t *testing.T) {
+	var files []fingerprint.File
+	var sums []fingerprint.Sum
+	want := make(map[fingerprint.Entry]int) // by content alone
+	content := func(e fingerprint.Entry) fingerprint.Entry {
+		return fingerprint.Entry{Sum: e.Sum, File: fingerprint.File{Size: e.Size}}
+	}
+	for nid := range 3000 {
+		f := fingerprint.File{NID: uint64(nid*7 + 1), Size: int64(1 + nid%3), Cost: uint8(nid % 4)}
+		sum := sha256.Sum256([]byte{byte(nid % 5), byte(nid % 3)})
+		if nid%2 == 0 {
+			sum = sha256.Sum256(binary.LittleEndian.AppendUint32(nil, uint32(nid)))
+		}
+		files, sums = append(files, f), append(sums, sum)
+		want[content(fingerprint.Entry{File: f, Sum: sum})]++
+	}
+	ix := fingerprint.NewIndex(files, sums)
+	for c, n := range want {
+		from, end := ix.Find(c.Sum, c.Size)
+		if end-from != n {
+			t.Errorf("%x of %d bytes: %d files, want %d", c.Sum[:4], c.Size, end-from, n)
+		}
+		for i := from; i < end; i++ {
+			if e := ix.Entry(i); content(e) != c || i > from && e.Cost < ix.Entry(i-1).Cost {
+				t.Errorf("%x of %d bytes: entry %d is %+v", c.Sum[:4], c.Size, i, e)
 			}
 		}
+		if from, end := ix.Find(c.Sum, c.Size+3); from != end {
+			t.Errorf("%x of %d bytes is found", c.Sum[:4], c.Size+3)
+		}
+		c.Sum[31]++
+		if from, end := ix.Find(c.Sum, c.Size); from != end {
+			t.Errorf("%x is found", c.Sum)
+		}
+	}
+}
+
+// A page of the index that the disk does not give back costs its entries, no more. A
+// file cut under its mapping, which nobody may do, is such a disk.
+func TestIndexThatCanNotBeRead(t *testing.T) {
+	var files []fingerprint.File
+	var sums []fingerprint.Sum
+	for nid := range 2000 {
+		files = append(files, fingerprint.File{NID: uint64(nid), Size: 1})
+		sums = append(sums, sha256.Sum256(binary.LittleEndian.AppendUint32(nil, uint32(nid))))
+	}
+	var buf bytes.Buffer
+	if err := fingerprint.NewIndex(files, sums).Write(&buf, "x"); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "index")
+	ix, err := reopen(t, path, buf.Bytes(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := walkIndex(ix, files); n != 2*len(files) {
+		t.Fatalf("%d entries found, want %d", n, 2*len(files))
+	}
+	if err := os.Truncate(path, 16<<10); err != nil {
+		t.Fatal(err)
+	}
+	if n := walkIndex(ix, files); n >= len(files) {
+		t.Errorf("%d entries are found in a file that was cut: this test proves nothing", n)
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := walkIndex(ix, files); n != 0 {
+		t.Errorf("%d entries are found in a file that was cut to nothing", n)
 	}
 }
 

@@ -3,6 +3,7 @@ package fusefs
 import (
 	"errors"
 	"path"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -13,80 +14,103 @@ import (
 
 // NodeUse is a file of the superblock that may have pages in memory.
 type NodeUse struct {
-	Path  string `json:"path"`  // below the content mount; opens the same kernel inode
-	Size  int64  `json:"size"`  // bytes
-	Files int    `json:"files"` // files of images that are this inode; each would have pages of its own
+	Path  string // below the content mount; opens the same kernel inode
+	Size  int64  // bytes
+	Files []share.MemberFiles
 }
 
-// ReadNodes lists the files of which the kernel may have pages: those of the image,
-// or of all when m is nil. To learn how many, a process other than the server's may
-// open Path below the mount and ask cachestat(2) or mincore(2).
-func (f *FS) ReadNodes(m *share.Member) []NodeUse {
-	nodes := f.inUse(m)
-	list := make([]NodeUse, 0, len(nodes))
-	for _, n := range nodes {
-		list = append(list, n.NodeUse)
+// InUse calls fn with the files of which the kernel may have pages, and how many bytes
+// of them at the most, until it answers false: those of the image, or of all when m is
+// nil. Files may come and go meanwhile; fn may take its time.
+func (f *FS) InUse(m *share.Member, fn func(node uint64, held int64) bool) {
+	f.eachInUse(m, func(id nodeID, use *share.Use) bool { return fn(uint64(id), use.Held()) })
+}
+
+// eachInUse is InUse for who wants to change what is held.
+func (f *FS) eachInUse(m *share.Member, fn func(nodeID, *share.Use) bool) {
+	more := true
+	each := func(id nodeID, use *share.Use) bool {
+		more = more && (use.Held() == 0 || fn(id, use))
+		return more
 	}
-	return list
-}
-
-// nodeInUse is a node of which the kernel may have pages.
-type nodeInUse struct {
-	NodeUse
-	id  nodeID
-	use *share.Use
-}
-
-// inUse lists the nodes of an image, or of all when m is nil.
-func (f *FS) inUse(m *share.Member) []nodeInUse {
-	var list []nodeInUse
-	for _, in := range f.domain.Inodes() {
-		if in.Use().Held() > 0 && in.Backings() > 0 && (m == nil || in.Of(m)) {
-			list = append(list, nodeInUse{
-				NodeUse{Path: in.Path(), Size: in.Size(), Files: in.Backings()},
-				contentNode(in.Index()), in.Use(),
-			})
+	f.domain.Inodes(func(in share.Inode) bool {
+		if in.Use().Held() == 0 || in.Orphan() || m != nil && !in.Of(m) {
+			return true
 		}
-	}
+		return each(contentNode(in.Index()), in.Use())
+	})
 	slots := make(map[uint32]bool)
 	for slot, t := range *f.trees.Load() {
 		if m == nil || t.member == m {
 			slots[slot] = true
-			list = t.inUse(list)
+			for id, use := range t.files() {
+				each(id, use)
+			}
 		}
 	}
-	if m == nil {
-		slots = nil // merged files outlive the trees they were found in
-	}
-	return f.merged.inUse(list, slots)
+	f.merged.table.each(func(n *merged) bool {
+		return m != nil && !f.merged.of(n, slots) || each(n.id, &n.use) // of all, also those that outlived their trees
+	})
 }
 
-// inUse appends the files of a tree that are no other's.
-func (t *tree) inUse(list []nodeInUse) []nodeInUse {
+// files are those of a tree that are no other's and were read.
+func (t *tree) files() map[nodeID]*share.Use {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	files := make(map[nodeID]*share.Use, len(t.read))
 	for ino, r := range t.read {
-		if r.use.Held() > 0 {
-			id := treeNode(t.slot, ino)
-			list = append(list, nodeInUse{NodeUse{Path: id.path(), Size: r.size, Files: 1}, id, &r.use})
-		}
+		files[treeNode(t.slot, ino)] = &r.use
 	}
-	return list
+	return files
 }
 
-// inUse appends the merged files, those of the trees with these slots unless it is
-// nil.
-func (g *mergedNodes) inUse(list []nodeInUse, slots map[uint32]bool) []nodeInUse {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	for id, n := range g.byID {
-		in := slots == nil
-		for file := range n.files {
-			in = in || slots[file.slot()]
+// of tells whether a node is a file of one of the trees with these slots.
+func (g *mergedNodes) of(n *merged, slots map[uint32]bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(n.files, func(file nodeID) bool { return slots[file.slot()] })
+}
+
+// Node tells what a node of InUse is, if it is still there. To learn how many of its
+// pages are in memory, a process other than the server's may open Path below the mount
+// and ask cachestat(2) or mincore(2).
+func (f *FS) Node(node uint64) (NodeUse, bool) {
+	id := nodeID(node)
+	switch id.kind() {
+	case kindContent:
+		if in, ok := f.domain.Inode(id.index()); ok {
+			use := NodeUse{in.Path(), in.Size(), in.Files()}
+			return use, use.Path != ""
 		}
-		if in && n.use.Held() > 0 {
-			list = append(list, nodeInUse{NodeUse{Path: id.path(), Size: n.inode.Size(), Files: len(n.files)}, id, &n.use})
+	case kindMerged:
+		if n := f.merged.get(id); n != nil {
+			return NodeUse{id.path(), n.inode.Size(), f.filesOf(n)}, true
 		}
+	case kindTree:
+		if t := f.tree(id.slot()); t != nil {
+			return NodeUse{id.path(), t.size(id.ino()), []share.MemberFiles{{Member: t.member, Files: 1}}}, true
+		}
+	case kindInternal:
+	}
+	return NodeUse{}, false
+}
+
+// filesOf lists the images of a node's files.
+func (f *FS) filesOf(n *merged) (list []share.MemberFiles) {
+	f.merged.mu.Lock()
+	files := slices.Clone(n.files)
+	f.merged.mu.Unlock()
+	for _, file := range files {
+		t := f.tree(file.slot())
+		if t == nil {
+			continue // the image has left
+		}
+		i := slices.IndexFunc(list, func(m share.MemberFiles) bool { return m.Member == t.member })
+		if i < 0 {
+			i = len(list)
+			list = append(list, share.MemberFiles{Member: t.member})
+		}
+		list[i].Files++
 	}
 	return list
 }
@@ -99,14 +123,18 @@ func (id nodeID) path() string {
 // Drop makes the kernel forget inodes that no image can supply any more, and
 // their pages with them. It must not be called from a request, and only for
 // inodes that no front shows: the notification waits for pages being read.
-func (f *FS) Drop(orphans []*share.Inode) error {
+func (f *FS) Drop(orphans []share.Inode) error {
 	s := f.server.Load()
 	if s == nil {
 		return nil
 	}
 	var errs []error
 	for _, in := range orphans {
-		dir, name := path.Split(in.Path())
+		full := in.Path()
+		if full == "" {
+			continue // the kernel forgot it meanwhile
+		}
+		dir, name := path.Split(full)
 		errs = append(errs, f.dropPages(contentNode(in.Index()), in.Use()))
 		if st := s.EntryNotify(uint64(topDir(path.Base(dir))), name); st != fuse.OK && st != fuse.ENOENT {
 			errs = append(errs, syscall.Errno(st))

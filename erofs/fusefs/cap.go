@@ -36,7 +36,7 @@ func (f *FS) CacheLimit() int64 { return f.cap.limit.Load() }
 
 // served notes a reply of n bytes of a file of the given size.
 func (f *FS) served(u *share.Use, n int, size int64) {
-	held := f.cap.held.Add(u.Served(int64(n), size, time.Now().UnixNano()))
+	held := f.cap.held.Add(u.Served(int64(n), size, time.Now()))
 	if limit := f.cap.limit.Load(); limit > 0 && held > limit {
 		f.wakeCap()
 	}
@@ -70,8 +70,18 @@ func (f *FS) enforceCap() {
 	if limit == 0 || f.cap.held.Load() <= limit {
 		return
 	}
-	nodes := f.inUse(nil)
-	slices.SortFunc(nodes, func(a, b nodeInUse) int { return cmp.Compare(a.use.Last(), b.use.Last()) })
+	type node struct {
+		id   nodeID
+		use  *share.Use
+		idle time.Duration
+	}
+	var nodes []node
+	now := time.Now()
+	f.eachInUse(nil, func(id nodeID, use *share.Use) bool {
+		nodes = append(nodes, node{id, use, use.Idle(now)})
+		return true
+	})
+	slices.SortFunc(nodes, func(a, b node) int { return cmp.Compare(b.idle, a.idle) })
 	for _, n := range nodes {
 		if f.cap.held.Load() <= limit-limit/8 {
 			return

@@ -61,8 +61,8 @@ func topDir(name string) nodeID {
 }
 
 func (f *FS) contentByPath(path string) (nodeID, fuse.Attr) {
-	in := f.domain.Find(path)
-	if in == nil {
+	in, ok := f.domain.Find(path)
+	if !ok {
 		return 0, fuse.Attr{}
 	}
 	return contentNode(in.Index()), contentAttr(in)
@@ -83,11 +83,10 @@ func (f *FS) nodeByNumber(name string) (nodeID, fuse.Attr) {
 	}
 	switch id.kind() {
 	case kindContent:
-		in := f.domain.Inode(id.index())
-		if in == nil {
+		in, ok := f.domain.Inode(id.index())
+		if !ok || !f.domain.Ref(in) {
 			return 0, fuse.Attr{}
 		}
-		f.domain.Ref(in)
 	case kindMerged:
 		if !f.merged.ref(id) {
 			return 0, fuse.Attr{}
@@ -99,7 +98,7 @@ func (f *FS) nodeByNumber(name string) (nodeID, fuse.Attr) {
 
 // contentAttr is what a file of the content mount shows. Only overlayfs sees it,
 // which takes size and blocks from it and all else from the front's metadata.
-func contentAttr(in *share.Inode) fuse.Attr {
+func contentAttr(in share.Inode) fuse.Attr {
 	return fuse.Attr{
 		Ino:     uint64(contentNode(in.Index())),
 		Size:    uint64(in.Size()),

@@ -57,7 +57,7 @@ type FS struct {
 func New(d *share.Domain) *FS {
 	f := &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), domain: d, nextSlot: 1}
 	f.trees.Store(&map[uint32]*tree{})
-	f.merged.init()
+	f.merged.init(d)
 	f.cap.over = make(chan struct{}, 1)
 	return f
 }
@@ -111,14 +111,20 @@ func entry(out *fuse.EntryOut, id nodeID, attr fuse.Attr) {
 func (f *FS) Forget(node, nlookup uint64) {
 	switch id := nodeID(node); id.kind() {
 	case kindContent:
-		if in := f.domain.Forget(id.index(), nlookup); in != nil {
-			f.cap.gone(in.Use())
-		}
+		f.forgetContent(id.index(), nlookup)
 	case kindMerged:
 		if n := f.merged.forget(id, nlookup); n != nil {
 			f.cap.gone(&n.use)
+			f.forgetContent(n.inode.Index(), 1)
 		}
 	case kindTree, kindInternal: // not counted
+	}
+}
+
+// forgetContent takes back references to a shared inode.
+func (f *FS) forgetContent(index, n uint64) {
+	if in, ok := f.domain.Forget(index, n); ok {
+		f.cap.gone(in.Use())
 	}
 }
 
@@ -136,12 +142,12 @@ func (f *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) f
 func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 	switch id.kind() {
 	case kindContent:
-		if in := f.domain.Inode(id.index()); in != nil {
+		if in, ok := f.domain.Inode(id.index()); ok {
 			return contentAttr(in), 0
 		}
 	case kindMerged:
 		if n := f.merged.get(id); n != nil {
-			return n.attr, 0
+			return n.attr(), 0
 		}
 	case kindTree:
 		return f.treeAttr(id)
@@ -155,12 +161,12 @@ func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 
 // Read answers a page-cache miss.
 func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	var shared *share.Inode
-	var use *share.Use
+	var shared share.Inode
+	var use *share.Use // nil: there is no such inode
 	switch id := nodeID(in.NodeId); id.kind() {
 	case kindContent:
-		if shared = f.domain.Inode(id.index()); shared != nil {
-			use = shared.Use()
+		if in, ok := f.domain.Inode(id.index()); ok {
+			shared, use = in, in.Use()
 		}
 	case kindMerged:
 		if n := f.merged.get(id); n != nil {
@@ -175,7 +181,7 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 	case kindInternal:
 		return nil, fuse.Status(syscall.EISDIR)
 	}
-	if shared == nil {
+	if use == nil {
 		return nil, fuse.Status(syscall.ESTALE)
 	}
 	if in.Offset >= uint64(shared.Size()) {

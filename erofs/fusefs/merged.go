@@ -3,6 +3,8 @@ package fusefs
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"hash/maphash"
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -14,11 +16,16 @@ import (
 // mergedNodes are the files of trees that share a kernel inode. The kernel keeps
 // metadata and pages in one inode, so that files of trees share only where they
 // agree in all of their metadata and in their content.
+//
+// A node costs about 290 bytes, with its shared inode.
 type mergedNodes struct {
-	mu    sync.RWMutex
-	byKey map[mergedKey]*merged // GUARDED_BY(mu)
-	byID  map[nodeID]*merged    // GUARDED_BY(mu)
-	next  nodeID                // the id to give out next, never used twice; GUARDED_BY(mu)
+	domain *share.Domain
+	seed   maphash.Seed
+	table  mergedTable // its writers hold mu
+
+	mu     sync.Mutex
+	byHash map[uint64]*merged // of the key, the first of those with this hash; GUARDED_BY(mu)
+	next   uint64             // the number to give out next, never used twice; GUARDED_BY(mu)
 }
 
 // mergedKey is all that stat(2) and the xattrs tell of a file but its inode number,
@@ -39,25 +46,39 @@ type mergedKey struct {
 type merged struct {
 	id      nodeID
 	key     mergedKey
-	inode   *share.Inode
-	attr    fuse.Attr
+	inode   share.Inode // of which it has a reference
 	xattrs  []erofs.Xattr
-	files   map[nodeID]struct{} // as which tree's nodes it was found; GUARDED_BY(mergedNodes.mu)
 	use     share.Use
-	nlookup uint64 // GUARDED_BY(mergedNodes.mu)
+	files   []nodeID // as which tree's nodes it was found, each once; GUARDED_BY(mergedNodes.mu)
+	nlookup uint64   // GUARDED_BY(mergedNodes.mu)
+	next    *merged  // with the same hash; GUARDED_BY(mergedNodes.mu)
 }
 
-func (g *mergedNodes) init() {
-	g.byKey = make(map[mergedKey]*merged)
-	g.byID = make(map[nodeID]*merged)
-	g.next = mergedBit
+// attr is what stat(2) shows of it.
+func (n *merged) attr() fuse.Attr {
+	k, t := &n.key, uint64(n.key.sec)
+	return fuse.Attr{
+		Ino:  uint64(n.id),
+		Size: uint64(n.inode.Size()), Blocks: blocks(n.inode.Size()),
+		Atime: t, Mtime: t, Ctime: t,
+		Atimensec: k.nsec, Mtimensec: k.nsec, Ctimensec: k.nsec,
+		Mode: k.mode, Nlink: k.nlink,
+		Owner:   fuse.Owner{Uid: k.uid, Gid: k.gid},
+		Blksize: blockSize,
+	}
+}
+
+func (g *mergedNodes) init(d *share.Domain) {
+	g.domain, g.seed = d, maphash.MakeSeed()
+	g.byHash = make(map[uint64]*merged)
 }
 
 // join finds or makes the node for a file whose content is a shared inode, and
-// counts a reference to it.
-func (g *mergedNodes) join(slot uint32, shared *share.Inode, in *erofs.Inode) (nodeID, fuse.Attr, error) {
+// counts a reference to it. It takes over the caller's reference to the shared inode.
+func (g *mergedNodes) join(slot uint32, shared share.Inode, in *erofs.Inode) (nodeID, fuse.Attr, error) {
 	xattrs, err := in.Xattrs()
 	if err != nil {
+		g.domain.Forget(shared.Index(), 1)
 		return 0, fuse.Attr{}, err
 	}
 	k := mergedKey{
@@ -69,17 +90,26 @@ func (g *mergedNodes) join(slot uint32, shared *share.Inode, in *erofs.Inode) (n
 	if in.Nlink > 1 {
 		k.nid = in.NID
 	}
+	hash := maphash.Comparable(g.seed, k)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := g.byKey[k]
-	if n == nil {
-		n = &merged{id: g.next, key: k, inode: shared, attr: inodeAttr(g.next, in), xattrs: xattrs, files: make(map[nodeID]struct{})}
-		g.next++
-		g.byKey[k], g.byID[n.id] = n, n
+	n := g.byHash[hash]
+	for n != nil && n.key != k {
+		n = n.next
 	}
-	n.files[treeNode(slot, in.Image().Ino(in.NID))] = struct{}{}
+	if n == nil {
+		n = &merged{id: mergedBit | nodeID(g.next), key: k, inode: shared, xattrs: xattrs, next: g.byHash[hash]}
+		g.byHash[hash] = n
+		g.table.add(g.next, n)
+		g.next++
+	} else {
+		g.domain.Forget(shared.Index(), 1) // it has one
+	}
+	if file := treeNode(slot, in.Image().Ino(in.NID)); !slices.Contains(n.files, file) {
+		n.files = append(n.files, file)
+	}
 	n.nlookup++
-	return n.id, n.attr, nil
+	return n.id, n.attr(), nil
 }
 
 // xattrSum is equal for equal sets in equal order, which is all mkfs.erofs makes
@@ -101,17 +131,13 @@ func xattrSum(xattrs []erofs.Xattr) (sum [sha256.Size]byte) {
 	return sum
 }
 
-func (g *mergedNodes) get(id nodeID) *merged {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	return g.byID[id]
-}
+func (g *mergedNodes) get(id nodeID) *merged { return g.table.get(id.index()) }
 
 // ref counts one more reference, if the node is still there.
 func (g *mergedNodes) ref(id nodeID) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := g.byID[id]
+	n := g.get(id)
 	if n != nil {
 		n.nlookup++
 	}
@@ -122,14 +148,24 @@ func (g *mergedNodes) ref(id nodeID) bool {
 func (g *mergedNodes) forget(id nodeID, nlookup uint64) *merged {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := g.byID[id]
+	n := g.get(id)
 	if n == nil {
 		return nil
 	}
 	if n.nlookup -= min(nlookup, n.nlookup); n.nlookup > 0 {
 		return nil
 	}
-	delete(g.byID, id)
-	delete(g.byKey, n.key)
+	g.table.remove(id.index(), g.next)
+	hash := maphash.Comparable(g.seed, n.key)
+	if first := g.byHash[hash]; first != n {
+		for first.next != n {
+			first = first.next
+		}
+		first.next = n.next
+	} else if n.next != nil {
+		g.byHash[hash] = n.next
+	} else {
+		delete(g.byHash, hash)
+	}
 	return n
 }

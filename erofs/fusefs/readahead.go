@@ -2,6 +2,7 @@ package fusefs
 
 import (
 	"fmt"
+	"hash/maphash"
 	"io"
 	"sync/atomic"
 
@@ -34,6 +35,28 @@ const largeRequest = 64 << 10
 // bytes. What no request came for stays in its slot until another takes it.
 type readAhead struct {
 	slots [aheadSlots]atomic.Pointer[ahead]
+	// ends are where the last reads of inodes ended: the hashes of (inode, end), at
+	// a place by the inode. Two readers whose files have one place only miss that
+	// they are sequential.
+	ends [endSlots]atomic.Uint64
+}
+
+// endSlots is how many sequential readers are told apart: 8 KiB.
+const endSlots = 1024
+
+var endSeed = maphash.MakeSeed()
+
+// follows tells whether a read at off goes on where the last one of the inode ended,
+// and notes that this one ends at end.
+func (r *readAhead) follows(in share.Inode, off, end int64) bool {
+	hash := func(at int64) uint64 {
+		return maphash.Comparable(endSeed, struct {
+			in share.Inode
+			at int64
+		}{in, at}) | 1 // not 0, a place that is free
+	}
+	place := &r.ends[maphash.Comparable(endSeed, in)%endSlots]
+	return place.Swap(hash(end)) == hash(off) || off == 0
 }
 
 // sequential is the one readAhead of the process: it bounds memory for all domains.
@@ -41,7 +64,7 @@ var sequential readAhead
 
 // ahead is a request read before it came. n and err are set when done is closed.
 type ahead struct {
-	inode *share.Inode
+	inode share.Inode
 	off   int64
 	buf   []byte
 	done  chan struct{}
@@ -51,14 +74,14 @@ type ahead struct {
 
 // read answers a READ of a shared inode. buf is the kernel's to fill; the bytes may
 // be in another buffer, which the result gives back.
-func (r *readAhead) read(in *share.Inode, buf []byte, off int64) (fuse.ReadResult, error) {
+func (r *readAhead) read(in share.Inode, buf []byte, off int64) (fuse.ReadResult, error) {
 	end := off + int64(len(buf))
 	full := len(buf) == requestSize
 	var mine *ahead
 	if full || end >= in.Size() {
 		mine = r.take(in, off)
 	}
-	if in.Follows(off, end) && full {
+	if r.follows(in, off, end) && full {
 		for i := range int64(aheadDepth) {
 			if next := end + i*requestSize; next < in.Size() {
 				r.start(in, next)
@@ -93,12 +116,12 @@ func (r *readAhead) read(in *share.Inode, buf []byte, off int64) (fuse.ReadResul
 
 // slot is where a request is kept. Requests that follow each other have different
 // ones.
-func (r *readAhead) slot(in *share.Inode, off int64) *atomic.Pointer[ahead] {
+func (r *readAhead) slot(in share.Inode, off int64) *atomic.Pointer[ahead] {
 	return &r.slots[(in.Index()*(aheadDepth+1)+uint64(off)/requestSize)%aheadSlots]
 }
 
 // take returns the request read ahead, if it was.
-func (r *readAhead) take(in *share.Inode, off int64) *ahead {
+func (r *readAhead) take(in share.Inode, off int64) *ahead {
 	slot := r.slot(in, off)
 	a := slot.Load()
 	if a == nil || a.inode != in || a.off != off || !slot.CompareAndSwap(a, nil) {
@@ -109,7 +132,7 @@ func (r *readAhead) take(in *share.Inode, off int64) *ahead {
 
 // start begins to read a request ahead, unless it is under way already or its slot
 // holds another that is.
-func (r *readAhead) start(in *share.Inode, off int64) {
+func (r *readAhead) start(in share.Inode, off int64) {
 	slot := r.slot(in, off)
 	old := slot.Load()
 	if old != nil {

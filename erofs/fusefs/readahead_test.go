@@ -15,7 +15,7 @@ import (
 )
 
 // bigFiles is an image with n files of a size that is no multiple of the request's.
-func bigFiles(t *testing.T, n int) (m *share.Member, contents [][]byte, inodes []*share.Inode) {
+func bigFiles(t *testing.T, n int) (m *share.Member, contents [][]byte, inodes []share.Inode) {
 	t.Helper()
 	dir := t.TempDir()
 	rng := rand.NewChaCha8([32]byte{1})
@@ -30,7 +30,11 @@ func bigFiles(t *testing.T, n int) (m *share.Member, contents [][]byte, inodes [
 	d := share.NewDomain("d")
 	m = joinTree(t, d, "a", true, dir)
 	for _, c := range contents {
-		inodes = append(inodes, d.Find(share.ContentPath(share.Key{Sum: sha256.Sum256(c), Size: int64(len(c))})))
+		in, ok := d.Find(share.ContentPath(share.Key{Sum: sha256.Sum256(c), Size: int64(len(c))}))
+		if !ok {
+			t.Fatal("a file is not found")
+		}
+		inodes = append(inodes, in)
 	}
 	return m, contents, inodes
 }

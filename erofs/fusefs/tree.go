@@ -31,6 +31,16 @@ type treeFile struct {
 	use  share.Use
 }
 
+// size is the size in bytes of a file that was read.
+func (t *tree) size(ino uint64) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.read[ino]; r != nil {
+		return r.size
+	}
+	return 0
+}
+
 // AddTree shows an image of the domain below the root. It returns the path of its
 // root directory in the mount; RemoveTree takes it away.
 //
@@ -67,8 +77,8 @@ func (f *FS) RemoveTree(m *share.Member) {
 	for slot, t := range trees {
 		if t.member == m {
 			delete(trees, slot)
-			for _, n := range t.inUse(nil) {
-				f.cap.gone(n.use)
+			for _, use := range t.files() {
+				f.cap.gone(use)
 			}
 		}
 	}
@@ -127,7 +137,7 @@ func (f *FS) child(t *tree, im *erofs.Image, nid uint64) (nodeID, fuse.Attr, err
 		return 0, fuse.Attr{}, err
 	}
 	if in.IsRegular() && in.Size > 0 {
-		if shared := t.member.Shared(nid, in.Size); shared != nil {
+		if shared, ok := t.member.Ref(nid, in.Size); ok {
 			return f.merged.join(t.slot, shared, in)
 		}
 	}

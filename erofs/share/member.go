@@ -2,6 +2,7 @@ package share
 
 import (
 	"errors"
+	"iter"
 	"sync"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
@@ -17,13 +18,17 @@ type Member struct {
 	image  *erofs.Image
 	tag    Tag
 	fp     *fingerprint.Index // nil: nothing of the image is shared
+	slot   uint16
 
-	// gate is held for reading by every use of image, and for writing to leave.
+	// gate is held for reading by every use of image and fp, and for writing to
+	// leave. Who holds the domain's lock needs it not for a member that is in
+	// members.joined.
 	gate sync.RWMutex
 	left bool // GUARDED_BY(gate)
 }
 
 // Key returns the content of a regular file of the given size that may be shared.
+// It must not be called after Leave.
 func (m *Member) Key(nid uint64, size int64) (Key, bool) {
 	if m.fp == nil {
 		return Key{}, false
@@ -38,17 +43,29 @@ func (m *Member) Tag() Tag { return m.tag }
 // Domain returns the domain it is in.
 func (m *Member) Domain() *Domain { return m.domain }
 
-// Shared returns the shared inode of a regular file's content, or nil when the
-// file shares with no other.
-func (m *Member) Shared(nid uint64, size int64) *Inode {
+// Ref returns the shared inode of a regular file's content, and counts a reference to
+// it, which Domain.Forget takes back. There is none when the file shares with no other.
+func (m *Member) Ref(nid uint64, size int64) (Inode, bool) {
 	k, ok := m.Key(nid, size)
 	if !ok {
-		return nil
+		return Inode{}, false
 	}
-	m.domain.mu.RLock()
-	defer m.domain.mu.RUnlock()
-	return m.domain.byKey[k]
+	return m.domain.find(&identity{key: k})
 }
+
+// enter takes the gate for reading, unless the member leaves or has left.
+func (m *Member) enter() bool {
+	if !m.gate.TryRLock() {
+		return false
+	}
+	if m.left {
+		m.gate.RUnlock()
+		return false
+	}
+	return true
+}
+
+func (m *Member) exit() { m.gate.RUnlock() }
 
 // Do calls f with the image, which stays open until f returns. The error is f's,
 // or one that says that the image has left.
@@ -75,13 +92,81 @@ func (m *Member) ReadAt(nid uint64, p []byte, off int64) (n int, err error) {
 }
 
 // Leave takes the image out of its domain. When it returns nothing reads from
-// the image any more, and it may be closed; reads under way have finished, later
-// ones go to other backings. It returns the inodes that the kernel still knows
-// but that no image can supply: their pages are of no more use.
-func (m *Member) Leave() []*Inode {
+// the image or its index any more, and they may be closed; reads under way have
+// finished, later ones go to other backings. It returns the inodes that the kernel
+// still knows but that no image can supply: their pages are of no more use.
+func (m *Member) Leave() []Inode {
 	orphans := m.domain.leave(m)
 	m.gate.Lock()
-	defer m.gate.Unlock()
 	m.left = true
+	m.gate.Unlock()
+	m.domain.free(m) // only now: who holds the gate reads what the slot says
 	return orphans
+}
+
+// maxCopies bounds the files of one image that are tried for one content.
+const maxCopies = 16
+
+// backings are the files of the image that have a content, or are a private file, the
+// cheapest first, at most maxCopies.
+func (m *Member) backings(id *identity) iter.Seq[backing] {
+	return func(yield func(backing) bool) {
+		if id.private {
+			if b, ok := m.private(id); ok {
+				yield(b)
+			}
+			return
+		}
+		if m.fp == nil {
+			return
+		}
+		from, end := m.fp.Find(id.key.Sum, id.key.Size)
+		for i := from; i < min(end, from+maxCopies); i++ {
+			b := backing{member: m, source: entrySource(m.slot, i), size: id.key.Size, cost: m.fp.Entry(i).Cost}
+			if !yield(b) {
+				return
+			}
+		}
+	}
+}
+
+// private returns the file of the image that an identity names, if it shares with no
+// other: a regular file that holds data.
+func (m *Member) private(id *identity) (backing, bool) {
+	tag, nid := id.file()
+	s, ok := privateSource(m.slot, nid)
+	if tag != m.tag || !ok {
+		return backing{}, false
+	}
+	if _, shared := m.Key(nid, 0); shared {
+		return backing{}, false
+	}
+	in, err := m.image.Inode(nid)
+	if err != nil || !in.IsRegular() || in.Size == 0 {
+		return backing{}, false
+	}
+	return backing{member: m, source: s, size: in.Size, cost: in.DecodeCost()}, true
+}
+
+// count returns how many files of the image an inode is, and its size.
+func (m *Member) count(id *identity) (files int, size int64) {
+	if id.private {
+		if b, ok := m.private(id); ok {
+			return 1, b.size
+		}
+		return 0, 0
+	}
+	if m.fp == nil {
+		return 0, 0
+	}
+	from, end := m.fp.Find(id.key.Sum, id.key.Size)
+	return end - from, id.key.Size
+}
+
+// leastCost is no more than that of any file of the image.
+func (m *Member) leastCost() uint8 {
+	if m.fp == nil || m.fp.Len() == 0 {
+		return badCost
+	}
+	return m.fp.LeastCost()
 }

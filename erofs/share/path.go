@@ -2,6 +2,7 @@ package share
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"strconv"
 	"strings"
@@ -18,6 +19,33 @@ func NewTag(imageID string) Tag {
 
 // String returns 32 hex digits.
 func (t Tag) String() string { return hex.EncodeToString(t[:]) }
+
+// identity is what makes two files one inode: content, or, of a file that is shared
+// with no other, its image's tag and its nid.
+type identity struct {
+	private bool
+	key     Key // of a private file: its tag and its nid in Sum, and no size
+}
+
+func privateIdentity(t Tag, nid uint64) (id identity) {
+	id.private = true
+	copy(id.key.Sum[:], t[:])
+	binary.LittleEndian.PutUint64(id.key.Sum[len(t):], nid)
+	return id
+}
+
+// file takes the identity of a private file apart.
+func (id *identity) file() (Tag, uint64) {
+	return Tag(id.key.Sum[:len(Tag{})]), binary.LittleEndian.Uint64(id.key.Sum[len(Tag{}):])
+}
+
+// path is the inverse of parsePath.
+func (id *identity) path() string {
+	if id.private {
+		return PrivatePath(id.file())
+	}
+	return ContentPath(id.key)
+}
 
 // privateDir holds the files that share with no other.
 const privateDir = "private"
@@ -38,26 +66,26 @@ func PrivatePath(t Tag, nid uint64) string {
 
 // parsePath is the inverse of ContentPath and PrivatePath. It takes exactly what
 // they return.
-func parsePath(path string) (k Key, p privateKey, ok bool) {
+func parsePath(path string) (id identity, ok bool) {
 	dir, name, found := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	head, tail, dash := strings.Cut(name, "-")
 	if !found || !dash {
-		return k, p, false
+		return id, false
 	}
 	if dir == privateDir {
 		b, err := hex.DecodeString(head)
 		nid, err2 := strconv.ParseUint(tail, 16, 64)
-		if err != nil || err2 != nil || len(b) != len(p.tag) {
-			return k, p, false
+		if err != nil || err2 != nil || len(b) != len(Tag{}) {
+			return id, false
 		}
-		p = privateKey{Tag(b), nid}
-		return k, p, PrivatePath(p.tag, p.nid) == path
+		id = privateIdentity(Tag(b), nid)
+		return id, id.path() == path
 	}
 	b, err := hex.DecodeString(dir + head)
 	size, err2 := strconv.ParseInt(tail, 16, 64)
-	if err != nil || err2 != nil || len(b) != len(k.Sum) {
-		return k, p, false
+	if err != nil || err2 != nil || len(b) != sha256.Size {
+		return id, false
 	}
-	k = Key{Sum: [32]byte(b), Size: size}
-	return k, p, ContentPath(k) == path
+	id.key = Key{Sum: [32]byte(b), Size: size}
+	return id, id.path() == path
 }

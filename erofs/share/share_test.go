@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
@@ -22,10 +23,9 @@ import (
 // image is an open image with its files and fingerprints.
 type image struct {
 	*erofs.Image
-	files []fingerprint.File
-	fp    *fingerprint.Index
-	nids  map[string]uint64 // by path
-	fail  *failing
+	fp   *fingerprint.Index
+	nids map[string]uint64 // by path
+	fail *failing
 }
 
 // failing is a device that can be made to fail.
@@ -77,10 +77,11 @@ func newImage(t *testing.T, files map[string]string, opts ...string) *image {
 	if i.Image, err = erofs.Open(i.fail, int64(len(data)), erofs.WithDecodedCache(erofs.NewDecodedCache(0))); err != nil {
 		t.Fatal(err)
 	}
-	if i.files, err = fingerprint.Files(i.Image); err != nil {
+	list, err := fingerprint.Files(i.Image)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if i.fp, _, err = fingerprint.Build(t.Context(), i.Image, i.files, int64(len(data))); err != nil {
+	if i.fp, _, err = fingerprint.Build(t.Context(), i.Image, list, int64(len(data))); err != nil {
 		t.Fatal(err)
 	}
 	if err := i.Walk(func(path string, in *erofs.Inode) error { i.nids[path] = in.NID; return nil }); err != nil {
@@ -90,7 +91,40 @@ func newImage(t *testing.T, files map[string]string, opts ...string) *image {
 }
 
 func (i *image) join(d *share.Domain, id string) *share.Member {
-	return d.Join(i.Image, share.NewTag(id), i.files, i.fp)
+	return join(d, i, id, i.fp)
+}
+
+func join(d *share.Domain, i *image, id string, fp *fingerprint.Index) *share.Member {
+	m, err := d.Join(i.Image, share.NewTag(id), fp)
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+// find looks a path up, as the kernel does, and returns what is there.
+func find(t *testing.T, d *share.Domain, path string) share.Inode {
+	t.Helper()
+	in, ok := d.Find(path)
+	if !ok {
+		t.Fatalf("%s is not found", path)
+	}
+	return in
+}
+
+func found(d *share.Domain, path string) bool {
+	_, ok := d.Find(path)
+	return ok
+}
+
+// ref returns the shared inode of a member's file.
+func ref(t *testing.T, m *share.Member, nid uint64, size int) share.Inode {
+	t.Helper()
+	in, ok := m.Ref(nid, int64(size))
+	if !ok {
+		t.Fatalf("nid %d has no shared inode", nid)
+	}
+	return in
 }
 
 // content is the path of a content in any domain.
@@ -98,7 +132,7 @@ func content(data string) string {
 	return share.ContentPath(share.Key{Sum: sha256.Sum256([]byte(data)), Size: int64(len(data))})
 }
 
-func mustRead(t *testing.T, in *share.Inode, want string) {
+func mustRead(t *testing.T, in share.Inode, want string) {
 	t.Helper()
 	got, err := io.ReadAll(io.NewSectionReader(in, 0, in.Size()))
 	if err != nil || string(got) != want {
@@ -115,15 +149,18 @@ func TestEqualContentIsOneInodeWhateverTheImage(t *testing.T) {
 	defer ma.Leave()
 	defer mb.Leave()
 
-	in := ma.Shared(a.nids["one"], int64(len(text)))
-	if in == nil || in != mb.Shared(b.nids["two"], int64(len(text))) || in != mb.Shared(b.nids["copy"], int64(len(text))) || in != d.Find(content(text)) {
+	in := ref(t, ma, a.nids["one"], len(text))
+	if in != ref(t, mb, b.nids["two"], len(text)) || in != ref(t, mb, b.nids["copy"], len(text)) || in != find(t, d, content(text)) {
 		t.Fatal("the copies are not one inode")
 	}
 	if in.Backings() != 3 || !in.Shared() {
 		t.Errorf("%d backings, shared %v; want 3, true", in.Backings(), in.Shared())
 	}
-	if n, joined := d.Len(); n != 3 || joined != 2 {
-		t.Errorf("%d inodes of %d images, want 3 of 2", n, joined)
+	if n, joined := d.Len(); n != 1 || joined != 2 {
+		t.Errorf("%d inodes of %d images are known, want 1 of 2", n, joined)
+	}
+	if a := d.Account(); a.Contents != 3 || a.Bytes != int64(len(text))+2 {
+		t.Errorf("%d contents of %d bytes, want 3", a.Contents, a.Bytes)
 	}
 	mustRead(t, in, text)
 	if n, err := in.ReadAt(make([]byte, 10), in.Size()); n != 0 || err != io.EOF {
@@ -135,7 +172,7 @@ func TestDomainsShareNothing(t *testing.T) {
 	a := newImage(t, map[string]string{"f": "content"})
 	d1, d2 := share.NewDomain("x"), share.NewDomain("x")
 	m1, m2 := a.join(d1, "a"), a.join(d2, "a")
-	if m1.Shared(a.nids["f"], 7) == m2.Shared(a.nids["f"], 7) {
+	if ref(t, m1, a.nids["f"], 7) == ref(t, m2, a.nids["f"], 7) {
 		t.Error("two domains of one name share an inode")
 	}
 }
@@ -143,16 +180,19 @@ func TestDomainsShareNothing(t *testing.T) {
 func TestWithoutFingerprintsNothingIsShared(t *testing.T) {
 	a := newImage(t, map[string]string{"f": "content", "g": "content"})
 	d := share.NewDomain("")
-	m := d.Join(a.Image, share.NewTag("a"), a.files, nil)
-	if n, _ := d.Len(); n != 2 || d.Find(content("content")) != nil || m.Shared(a.nids["f"], 7) != nil {
-		t.Errorf("%d inodes for two equal files, want 2 private ones", n)
+	m := join(d, a, "a", nil)
+	if _, ok := m.Ref(a.nids["f"], 7); ok || found(d, content("content")) {
+		t.Error("an image without fingerprints shares a file")
 	}
 	for _, name := range []string{"f", "g"} {
-		in := d.Find(share.PrivatePath(m.Tag(), a.nids[name]))
-		if in == nil || in.Shared() {
+		in := find(t, d, share.PrivatePath(m.Tag(), a.nids[name]))
+		if in.Shared() {
 			t.Fatalf("%s has no inode of its own", name)
 		}
 		mustRead(t, in, "content")
+	}
+	if n, _ := d.Len(); n != 2 {
+		t.Errorf("%d inodes for two equal files, want 2 private ones", n)
 	}
 }
 
@@ -161,7 +201,7 @@ func TestPathsThatNameNothing(t *testing.T) {
 	d := share.NewDomain("d")
 	defer a.join(d, "a").Leave()
 	good := content("content")
-	if d.Find(good) == nil {
+	if !found(d, good) {
 		t.Fatal("the good path finds nothing")
 	}
 	for _, bad := range []string{
@@ -169,7 +209,7 @@ func TestPathsThatNameNothing(t *testing.T) {
 		"/" + good, good[:4] + "-7", strings.Replace(good, "-7", "-07", 1), strings.Replace(good, "-7", "-+7", 1), good + "/",
 		"/private/", "/private/-", "/private/00-1", "/private/" + strings.Repeat("0", 32) + "-0",
 	} {
-		if d.Find(bad) != nil {
+		if found(d, bad) {
 			t.Errorf("%q finds an inode", bad)
 		}
 	}
@@ -180,11 +220,11 @@ func TestReadMovesToAnotherBacking(t *testing.T) {
 	a, b := newImage(t, map[string]string{"f": text}), newImage(t, map[string]string{"g": text})
 	d := share.NewDomain("d")
 	ma, mb := a.join(d, "a"), b.join(d, "b")
-	in := d.Find(content(text))
+	in := find(t, d, content(text))
 
 	broken := errors.New("disk error")
 	var reported []error
-	d.OnFailure(func(_ *share.Inode, err error) { reported = append(reported, err) })
+	d.OnFailure(func(_ share.Inode, err error) { reported = append(reported, err) })
 	a.fail.set(broken)
 	mustRead(t, in, text)
 	if len(reported) != 1 || !errors.Is(reported[0], broken) || !strings.Contains(reported[0].Error(), ma.Tag().String()) {
@@ -240,14 +280,14 @@ func TestReadTakesTheCheapestBacking(t *testing.T) {
 		im := newImage(t, map[string]string{"f": text}, opts...)
 		list = append(list, im)
 		members = append(members, im.join(d, fmt.Sprint(i)))
-		in := d.Find(content(text))
+		in := find(t, d, content(text))
 		before := im.fail.count()
 		mustRead(t, in, text)
 		if im.fail.count() == before {
 			t.Errorf("%q joined and is cheaper, but is not read", codec)
 		}
 	}
-	in := d.Find(content(text))
+	in := find(t, d, content(text))
 	for i := len(list) - 1; i > 0; i-- {
 		members[i].Leave()
 		before := list[i-1].fail.count()
@@ -260,12 +300,17 @@ func TestReadTakesTheCheapestBacking(t *testing.T) {
 
 func TestUse(t *testing.T) {
 	var u share.Use
+	now := time.Now()
 	for _, c := range []struct{ n, more, held int64 }{{100, 100, 100}, {200, 200, 300}, {800, 700, 1000}, {1, 0, 1000}} {
-		if more := u.Served(c.n, 1000, c.held); more != c.more || u.Held() != c.held || u.Last() != c.held {
-			t.Errorf("%d bytes served: %d more, %d held at %d; want %d, %d", c.n, more, u.Held(), u.Last(), c.more, c.held)
+		now = now.Add(time.Second)
+		if more := u.Served(c.n*4096, 1000*4096-1, now); more != c.more*4096 || u.Held() != c.held*4096 {
+			t.Errorf("%d pages served: %d bytes more, %d held; want %d, %d pages", c.n, more, u.Held(), c.more, c.held)
+		}
+		if idle := u.Idle(now.Add(time.Minute)); idle < time.Minute-5*time.Millisecond || idle > time.Minute+5*time.Millisecond {
+			t.Errorf("idle for %v after a minute", idle)
 		}
 	}
-	if n := u.Dropped(); n != 1000 || u.Held() != 0 {
+	if n := u.Dropped(); n != 1000*4096 || u.Held() != 0 {
 		t.Errorf("dropped %d, %d are held", n, u.Held())
 	}
 	var wg sync.WaitGroup
@@ -273,48 +318,66 @@ func TestUse(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 1000 {
-				sum.Add(u.Served(3, 20_000, 1))
+				sum.Add(u.Served(3, 20_000*4096, now))
 			}
 		})
 	}
 	wg.Wait()
-	if sum.Load() != 20_000 || u.Held() != 20_000 {
-		t.Errorf("%d more, %d held; want 20000", sum.Load(), u.Held())
+	if want := int64(8000 * 4096); sum.Load() != want || u.Held() != want {
+		t.Errorf("%d more, %d held; want %d: a page for each", sum.Load(), u.Held(), want)
 	}
 }
 
-func TestInodeLivesAsLongAsSomethingKnowsIt(t *testing.T) {
+func TestInodeLivesAsLongAsTheKernelKnowsIt(t *testing.T) {
 	a := newImage(t, map[string]string{"f": "content", "g": "never looked up"})
 	d := share.NewDomain("d")
 	m := a.join(d, "a")
-	in := d.Find(content("content"))
+	in := find(t, d, content("content"))
 	index := in.Index()
-	m.Leave()
-	if n, _ := d.Len(); n != 1 || d.Inode(index) != in {
-		t.Errorf("%d inodes, want the one that the kernel knows", n)
+	alive := func() bool {
+		got, ok := d.Inode(index)
+		return ok && got == in
+	}
+	if orphans := m.Leave(); len(orphans) != 1 || orphans[0] != in || !in.Orphan() {
+		t.Errorf("orphans %v, want the one that was looked up", orphans)
+	}
+	if n, _ := d.Len(); n != 1 || !alive() || in.Path() != content("content") || in.Size() != 7 {
+		t.Errorf("%d inodes, want the one that the kernel knows, as it was: %q", n, in.Path())
+	}
+	if found(d, content("never looked up")) {
+		t.Error("a file of an image that has left is found")
 	}
 	// The image comes back while the kernel still has pages: they are good.
 	m = a.join(d, "a")
-	if d.Find(content("content")) != in {
+	if find(t, d, content("content")) != in || in.Orphan() {
 		t.Error("the inode that the kernel knows was not joined")
 	}
-	d.Forget(index, 2)
-	if d.Inode(index) != in {
-		t.Error("an inode with a backing was forgotten")
+	mustRead(t, in, "content")
+	d.Forget(index, 1)
+	if !alive() {
+		t.Error("an inode that the kernel knows was forgotten")
 	}
-	d.Forget(index, 5) // more than there are
-	m.Leave()
-	if n, _ := d.Len(); n != 0 || d.Inode(index) != nil || len(d.Inodes()) != 0 {
-		t.Errorf("%d inodes are left", n)
+	if got, ok := d.Forget(index, 5); !ok || got != in { // more than there are
+		t.Error("the inode that is gone is not returned")
+	}
+	inodes := 0
+	d.Inodes(func(share.Inode) bool { inodes++; return true })
+	if n, _ := d.Len(); n != 0 || alive() || inodes != 0 || in.Path() != "" {
+		t.Errorf("%d inodes are left, %d listed", n, inodes)
+	}
+	if _, err := in.ReadAt(make([]byte, 1), 0); !errors.Is(err, share.ErrNoBacking) {
+		t.Errorf("a forgotten inode: %v, want %v", err, share.ErrNoBacking)
 	}
 	d.Forget(index, 1)
 	d.Forget(1<<40, 1)
+	if d.Ref(in) {
+		t.Error("a forgotten inode was referenced")
+	}
 	// An index is never used again: the kernel may be late to forget.
-	m = a.join(d, "a")
-	defer m.Leave()
-	if again := d.Find(content("content")); again.Index() == index {
+	if again := find(t, d, content("content")); again.Index() == index {
 		t.Error("an index was used twice")
 	}
+	m.Leave()
 }
 
 // Leave must not return while a read uses the image, and no read may use it after.
@@ -324,7 +387,7 @@ func TestImageIsNotUsedAfterItLeft(t *testing.T) {
 	d := share.NewDomain("d")
 	mb := b.join(d, "b")
 	defer mb.Leave()
-	in := d.Find(content(text))
+	in := find(t, d, content(text))
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 4 {
