@@ -47,7 +47,8 @@ func NewDomain(name string) *Domain {
 }
 
 // OnFailure has fn called when a file of one image can't be read and that of another
-// takes its place: once for each. It must be set before an image joins, and fn must
+// takes its place: once for each; and once each time that an image does not answer and
+// another takes its place. It must be set before an image joins, and fn must
 // not wait for a read of the domain.
 func (d *Domain) OnFailure(fn func(in Inode, err error)) { d.onFailure = fn }
 

@@ -162,7 +162,8 @@ func (in Inode) Path() string {
 
 // ReadAt reads from the backing that costs least to decode, of equal ones the first
 // to join. One that fails is passed over, at once and by later reads, as long as
-// another can be read. It keeps the contract of io.ReaderAt.
+// another can be read; one whose image does not answer, until it does. It keeps the
+// contract of io.ReaderAt.
 //
 // Errors: ErrNoBacking, or those of every backing tried, each with its image.
 func (in Inode) ReadAt(p []byte, off int64) (int, error) {
@@ -175,8 +176,13 @@ func (in Inode) ReadAt(p []byte, off int64) (int, error) {
 			return 0, ErrNoBacking
 		}
 		m := in.domain.members.Load().slots[s.slot()]
+		if m != nil && m.pace.slow() {
+			if n, err, ok := in.readFaster(p, off, m); ok {
+				return n, err
+			}
+		}
 		n, err := m.readSource(in.rec, s, p, off)
-		if err == nil || err == io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
+		if err == nil || isEnd(err) {
 			return n, err
 		}
 		if !errors.Is(err, errLeft) {
@@ -217,8 +223,13 @@ func (m *Member) readAt(s source, size int64, p []byte, off int64) (int, error) 
 	if in.Size != size || !in.IsRegular() {
 		return 0, errIndex
 	}
+	m.pace.begin()
+	defer m.pace.end()
 	return in.ReadAt(p, off)
 }
+
+// isEnd is for the one error of a read that is none.
+func isEnd(err error) bool { return err == io.EOF } //nolint:errorlint // io.EOF is returned bare by contract
 
 // errIndex says that an entry of an index could not be read from disk, or is not of
 // the image: what it is an index of has changed.
@@ -239,7 +250,7 @@ func (in Inode) readOther(p []byte, off int64, first backing, why error) (int, e
 			continue
 		}
 		n, err := b.read(p, off)
-		if err == nil || err == io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
+		if err == nil || isEnd(err) {
 			in.passOver(failed, b, errors.Join(errs...))
 			return n, err
 		}
@@ -330,7 +341,7 @@ func (c Content) ReadAt(p []byte, off int64) (int, error) {
 	var errs []error
 	for _, b := range c.domain.backings(&c.id) {
 		n, err := b.read(p, off)
-		if err == nil || err == io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
+		if err == nil || isEnd(err) {
 			return n, err
 		}
 		if !errors.Is(err, errLeft) {

@@ -19,6 +19,7 @@ type Member struct {
 	tag    Tag
 	fp     *fingerprint.Index // nil: nothing of the image is shared
 	slot   uint16
+	pace   pace
 
 	// gate is held for reading by every use of image and fp, and for writing to
 	// leave. Who holds the domain's lock needs it not for a member that is in

@@ -34,6 +34,8 @@ type failing struct {
 	mu  sync.Mutex
 	err error
 	n   int
+
+	hang chan struct{} // not nil: reads wait until it is closed
 }
 
 // count is how often it was read.
@@ -41,6 +43,13 @@ func (f *failing) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.n
+}
+
+// hangOn makes reads wait until ch is closed; nil: they do not.
+func (f *failing) hangOn(ch chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hang = ch
 }
 
 func (f *failing) set(err error) {
@@ -51,9 +60,12 @@ func (f *failing) set(err error) {
 
 func (f *failing) ReadAt(p []byte, off int64) (int, error) {
 	f.mu.Lock()
-	err := f.err
+	err, hang := f.err, f.hang
 	f.n++
 	f.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
 	if err != nil {
 		return 0, err
 	}
