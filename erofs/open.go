@@ -33,8 +33,8 @@ type Image struct {
 	flat       bool   // no extra device was given: all of them are looked for in the primary one
 
 	prefixes    []xattrPrefix
-	fingerprint uint8 // name index of the image's own fingerprints; 0: there are none
-	xattrFilter bool  // inodes' attributes come with a Bloom filter of their names
+	fingerprint *xattrPrefix // base and infix are the name of the image's own fingerprints; nil: there are none
+	xattrFilter bool         // inodes' attributes come with a Bloom filter of their names
 
 	root int64 // byte address of nid 0; 0 <= root <= size
 }

@@ -56,7 +56,7 @@ func (in *Inode) checkXattr(e xattrEntry, name string) error {
 		return nil // room that mkfs.erofs --root-xattr-isize has left
 	case !long && (e.index == 0 || e.index > disk.XattrSecurity):
 		return in.unsupported(op, "%q has name index %d", e.name, e.index)
-	case e.index == in.im.fingerprint && len(e.name) == 0 && in.IsRegular() && !bytes.HasPrefix(e.value, []byte(fingerprintTag)):
+	case in.im.isFingerprint(e) && in.IsRegular() && !bytes.HasPrefix(e.value, []byte(fingerprintTag)):
 		return in.unsupported("fingerprint", "a digest that is not %q", fingerprintTag)
 	case name == "":
 		return nil

@@ -89,24 +89,61 @@ const (
 	fingerprintSize = len(fingerprintTag) + 32
 )
 
-// ImageFingerprint returns the SHA-256 of the content that the image claims
-// for a regular file; ok is false when it claims none. It is a claim: nothing
+// HasFingerprints reports whether the image may carry fingerprints of its own
+// (the ishare_xattrs feature). It may have the feature and no fingerprint.
+func (im *Image) HasFingerprints() bool { return im.fingerprint != nil }
+
+// FingerprintValue returns what the image claims of a regular file's content as
+// it is kept, whatever it is: the value by which Linux shares page cache between
+// files ("inode_share"). ok is false when there is none. It is a claim: nothing
 // has checked it.
+//
+// It is found by its name, as Linux does: also where an entry spells out the name,
+// or another long prefix begins it. The inode's Bloom filter is not asked, which
+// can only have Linux see less.
+//
+// Source: erofs_xattr_fill_inode_fingerprint and erofs_getxattr in
+// fs/erofs/xattr.c of Linux 7.3.
+func (in *Inode) FingerprintValue() (value []byte, ok bool, err error) {
+	if in.im.fingerprint == nil {
+		return nil, false, nil
+	}
+	err = in.eachXattr(func(e xattrEntry) bool {
+		ok = in.im.isFingerprint(e)
+		if ok {
+			value = append([]byte{}, e.value...)
+		}
+		return !ok
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	return value, ok, nil
+}
+
+// isFingerprint reports whether an entry has the name of the image's own
+// fingerprints.
+func (im *Image) isFingerprint(e xattrEntry) bool {
+	have := xattrPrefix{base: e.index}
+	if e.index&disk.XattrLongPrefix != 0 {
+		i := int(e.index & disk.XattrLongPrefixMask)
+		if i >= len(im.prefixes) {
+			return false
+		}
+		have = im.prefixes[i]
+	}
+	want := im.fingerprint
+	return want != nil && have.base == want.base && len(have.infix)+len(e.name) == len(want.infix) &&
+		strings.HasPrefix(want.infix, have.infix) && want.infix[len(have.infix):] == string(e.name)
+}
+
+// ImageFingerprint returns the SHA-256 of the content that the image claims
+// for a regular file; ok is false when it claims none, or by another digest. It
+// is a claim: nothing has checked it.
 //
 // Errors: ErrCorrupt for a digest of the wrong length and those of Xattrs.
 func (in *Inode) ImageFingerprint() (sha256 []byte, ok bool, err error) {
-	index := in.im.fingerprint
-	if index == 0 {
-		return nil, false, nil
-	}
-	var value []byte
-	err = in.eachXattr(func(e xattrEntry) bool {
-		if e.index == index && len(e.name) == 0 {
-			value = append([]byte{}, e.value...)
-			return false
-		}
-		return true
-	})
+	value, _, err := in.FingerprintValue()
 	if err != nil || !strings.HasPrefix(string(value), fingerprintTag) {
 		return nil, false, err
 	}

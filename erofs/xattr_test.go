@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
@@ -109,6 +110,54 @@ func TestFingerprintOther(t *testing.T) {
 	wantError(t, err, ErrCorrupt, "12 bytes, not 39")
 	if ok {
 		t.Error("a short digest is there")
+	}
+}
+
+// The kernel finds a file's fingerprint by its name, however that is put together.
+func TestFingerprintBySpelling(t *testing.T) {
+	value := "sha256:" + strings.Repeat("v", 32)
+	other := "sha256:" + strings.Repeat("o", 32)
+	for _, tt := range []struct {
+		name     string
+		prefixes []string // the first is that of the fingerprints
+		entries  [][]byte
+		want     string // "": none
+	}{
+		{"prefix alone", []string{"\x01fp"}, [][]byte{attr(disk.XattrLongPrefix, "", value)}, value},
+		{"spelled out", []string{"\x01fp"}, [][]byte{attr(disk.XattrUser, "fp", value)}, value},
+		{"spelled out, hidden", []string{"\x00erofs.fingerprint.v1"}, [][]byte{attr(0, "erofs.fingerprint.v1", value)}, value},
+		{"another prefix begins it", []string{"\x01fp.sum", "\x01fp"}, [][]byte{attr(disk.XattrLongPrefix|1, ".sum", value)}, value},
+		{"the first one counts", []string{"\x01fp"}, [][]byte{attr(disk.XattrUser, "fp", value), attr(disk.XattrLongPrefix, "", other)}, value},
+		{"up to a NUL", []string{"\x01fp\x00sum"}, [][]byte{attr(disk.XattrUser, "fp", value)}, value},
+		{"beyond a NUL", []string{"\x01fp\x00sum"}, [][]byte{attr(disk.XattrLongPrefix, "", value)}, ""},
+		{"no name", []string{"\x02"}, [][]byte{attr(disk.XattrACLAccess, "", value)}, value},
+		{"any value", []string{"\x01fp"}, [][]byte{attr(disk.XattrUser, "fp", "md5")}, "md5"},
+		{"longer name", []string{"\x01fp"}, [][]byte{attr(disk.XattrUser, "fps", value), attr(disk.XattrLongPrefix, "s", value)}, ""},
+		{"shorter name", []string{"\x01fp"}, [][]byte{attr(disk.XattrUser, "f", value)}, ""},
+		{"another base", []string{"\x01fp", "\x04fp"}, [][]byte{attr(disk.XattrTrusted, "fp", value), attr(disk.XattrLongPrefix|1, "", value)}, ""},
+		{"no such prefix", []string{"\x01fp"}, [][]byte{attr(disk.XattrLongPrefix|1, "", value)}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newCraft(t)
+			c.prefixes(tt.prefixes...)
+			c.sb.FeatureCompat |= disk.CompatIshareXattrs
+			c.xattrs(nil, tt.entries...)
+			in := c.inode(craftFile)
+			got, ok, err := in.FingerprintValue()
+			if string(got) != tt.want || ok != (tt.want != "") || err != nil {
+				t.Errorf("value %q, %v, %v; want %q", got, ok, err, tt.want)
+			}
+			sum, ok, err := in.ImageFingerprint()
+			if want, isSum := strings.CutPrefix(tt.want, "sha256:"); ok != isSum || isSum && string(sum) != want || err != nil {
+				t.Errorf("fingerprint %q, %v, %v; want that of %q", sum, ok, err, tt.want)
+			}
+		})
+	}
+	c := newCraft(t)
+	c.prefixes("\x01fp")
+	c.xattrs(nil, attr(disk.XattrLongPrefix, "", value))
+	if got, ok, err := c.inode(craftFile).FingerprintValue(); ok || err != nil {
+		t.Errorf("without the feature: %q, %v, %v", got, ok, err)
 	}
 }
 

@@ -20,8 +20,9 @@ var basePrefixes = [...]string{
 
 // xattrPrefix is an entry of the table of long name prefixes.
 type xattrPrefix struct {
-	base uint8
-	name string // with the base's prefix, "" if that is hidden
+	base  uint8
+	infix string
+	name  string // infix with the base's prefix, "" if that is hidden
 }
 
 // basePrefix is the prefix of a name index, "" for a hidden one.
@@ -59,9 +60,9 @@ func (im *Image) loadXattrPrefixes(sb *disk.SuperBlock) error {
 		if len(record) > 1+disk.NameMax {
 			return fail(ErrCorrupt, op, 0, off, "a prefix of %d bytes", len(record)-1)
 		}
-		p := xattrPrefix{base: record[0]}
+		p := xattrPrefix{base: record[0], infix: string(record[1:])}
 		if base := basePrefix(p.base); base != "" {
-			p.name = base + string(record[1:])
+			p.name = base + p.infix
 		}
 		im.prefixes = append(im.prefixes, p)
 		off = next
@@ -71,7 +72,9 @@ func (im *Image) loadXattrPrefixes(sb *disk.SuperBlock) error {
 			return fail(ErrCorrupt, "superblock", 0, disk.SuperBlockOffset,
 				"fingerprints have prefix %d of %d", sb.IsharePrefixID, len(im.prefixes))
 		}
-		im.fingerprint = disk.XattrLongPrefix | sb.IsharePrefixID
+		name := im.prefixes[sb.IsharePrefixID]
+		name.infix, _, _ = strings.Cut(name.infix, "\x00") // a C string to Linux
+		im.fingerprint = &name
 	}
 	return nil
 }
