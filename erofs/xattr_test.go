@@ -153,6 +153,18 @@ func TestFingerprintBySpelling(t *testing.T) {
 			}
 		})
 	}
+	for name, entry := range map[string][]byte{"by prefix": attr(disk.XattrLongPrefix, "", value), "spelled out": attr(disk.XattrUser, "fp", value)} {
+		c := newCraft(t)
+		c.prefixes("\x01fp")
+		c.sb.FeatureCompat |= disk.CompatIshareXattrs
+		c.sb.XattrBlkAddr = craftData / craftBlock
+		c.put(craftData+400, attr(disk.XattrUser, "fps", other))
+		c.put(craftData+800, entry)
+		c.xattrs([]uint32{100, 200}, attr(disk.XattrUser, "note", "x"))
+		if got, ok, err := c.inode(craftFile).FingerprintValue(); string(got) != value || !ok || err != nil {
+			t.Errorf("shared, %s: %q, %v, %v", name, got, ok, err)
+		}
+	}
 	c := newCraft(t)
 	c.prefixes("\x01fp")
 	c.xattrs(nil, attr(disk.XattrLongPrefix, "", value))

@@ -333,6 +333,47 @@ func TestChangedInPlace(t *testing.T) {
 	}
 }
 
+// TestImageChanged: an image tells of its files without reading them, and hands them
+// to others.
+func TestImageChanged(t *testing.T) {
+	dir := t.TempDir()
+	content := randomBytes(3, 20_000)
+	a, d := writeFile(t, dir+"/a", content), writeFile(t, dir+"/d", content)
+	past := time.Now().Add(-time.Hour)
+	if err := errors.Join(os.Chtimes(a, past, past), os.Chtimes(d, past, past)); err != nil {
+		t.Fatal(err)
+	}
+	img := acquire(t, openStore(t, Config{}), a+",device="+d, AcquireOptions{})
+	if err := img.Changed(); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(a); err != nil { // it has no name any more, and the same bytes
+		t.Fatal(err)
+	}
+	f, err := img.Blob().Reopen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(f)
+	if flags, ferr := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0); err != nil || !bytes.Equal(got, content) || ferr != nil || flags&(unix.O_DIRECT|unix.O_ACCMODE) != 0 {
+		t.Errorf("reopened: %d bytes, %v, flags %#x, %v", len(got), err, flags, ferr)
+	}
+	if err := errors.Join(f.Close(), img.Changed()); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(d, content[1:], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, img.Changed(), ErrChanged, d)
+	img.Release()
+	if err := img.Changed(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Release: %v", err)
+	}
+	if _, err := img.Blob().Reopen(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("reopened after Release: %v", err)
+	}
+}
+
 // TestUnchangedInPlace: what does not change the bytes is no change.
 func TestUnchangedInPlace(t *testing.T) {
 	content := randomBytes(7, 10_000)

@@ -100,7 +100,7 @@ func Build(ctx context.Context, im *erofs.Image, files []File, imageSize int64) 
 		files[kept], sums[kept] = f, sums[i]
 		kept++
 	}
-	return NewIndex(files[:kept], sums[:kept]), r, nil
+	return newIndex(files[:kept], sums[:kept], len(files)), r, nil
 }
 
 // hash reads one file whole through buf. A bug of the reader that one image meets

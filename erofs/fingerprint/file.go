@@ -21,7 +21,7 @@ var ErrDamaged = errors.New("fingerprint index is damaged or of another image")
 //
 //	magic      [8]byte  "EROFSFPI"
 //	version    uint32   2
-//	reserved   uint32   0
+//	leftOut    uint32   files without an entry, see Index.LeftOut
 //	identity   [32]byte SHA-256 of the image's identity (see Write)
 //	count      uint64
 //	reserved   uint64   0
@@ -37,7 +37,8 @@ var ErrDamaged = errors.New("fingerprint index is damaged or of another image")
 const (
 	magic      = "EROFSFPI"
 	version    = 2
-	headerSize = 8 + 4 + 4 + 32 + 8 + 8
+	leftOutAt  = 8 + 4
+	headerSize = leftOutAt + 4 + 32 + 8 + 8
 
 	sumSize   = sha256.Size
 	sizesAt   = sumSize
@@ -50,11 +51,11 @@ const (
 // indexSize is the length of an index without its checksum.
 func indexSize(count int) int { return headerSize + count*entrySize }
 
-func header(imageID string, count int) []byte {
+func header(imageID string, count int, leftOut uint32) []byte {
 	h := make([]byte, 0, headerSize)
 	h = append(h, magic...)
 	h = le.AppendUint32(h, version)
-	h = le.AppendUint32(h, 0)
+	h = le.AppendUint32(h, leftOut)
 	id := sha256.Sum256([]byte(imageID))
 	h = append(h, id[:]...)
 	h = le.AppendUint64(h, uint64(count))
@@ -66,7 +67,7 @@ func header(imageID string, count int) []byte {
 func (ix *Index) Write(w io.Writer, imageID string) error {
 	sum := sha256.New()
 	both := io.MultiWriter(w, sum)
-	if _, err := both.Write(header(imageID, ix.count)); err != nil {
+	if _, err := both.Write(header(imageID, ix.count, ix.leftOut)); err != nil {
 		return err
 	}
 	if _, err := both.Write(ix.data[headerSize:]); err != nil {
@@ -114,13 +115,14 @@ func (ix *Index) check(imageID string) error {
 		return fmt.Errorf("%w: cut off", ErrDamaged)
 	}
 	count := (n - headerSize) / entrySize
-	if !bytes.Equal(ix.data[:headerSize], header(imageID, count)) {
+	leftOut := le.Uint32(ix.data[leftOutAt:])
+	if !bytes.Equal(ix.data[:headerSize], header(imageID, count, leftOut)) {
 		return fmt.Errorf("%w: header", ErrDamaged)
 	}
 	if sum := sha256.Sum256(ix.data[:n]); !bytes.Equal(ix.data[n:], sum[:]) {
 		return fmt.Errorf("%w: checksum", ErrDamaged)
 	}
-	ix.data, ix.count = ix.data[:n:n], count
+	ix.data, ix.count, ix.leftOut = ix.data[:n:n], count, leftOut
 	return ix.checkOrder()
 }
 

@@ -35,6 +35,8 @@ type Index struct {
 	data   []byte // as it is stored, without the checksum; see file.go
 	count  int
 	mapped []byte // what to unmap; nil: data is ordinary memory
+
+	leftOut uint32
 }
 
 // Entry is a file of an index.
@@ -87,6 +89,9 @@ func (ix *Index) field(column, width, i int) []byte {
 
 // Len returns the number of files.
 func (ix *Index) Len() int { return ix.count }
+
+// LeftOut is how many files of the image that hold data have no entry.
+func (ix *Index) LeftOut() int { return int(ix.leftOut) }
 
 // Entry returns the ith file in the order of sums, sizes and costs, 0 <= i < Len. A
 // zero entry is one that could not be read.
