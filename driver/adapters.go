@@ -34,6 +34,8 @@ func (a engineAdapter) Mount(ctx context.Context, req frontRequest, img image) (
 		Image:      img.(*nodecache.Image),
 		Keep:       req.Keep,
 		CacheLimit: req.CacheLimit,
+		Trusted:    req.Trusted,
+		Kernel:     req.Kernel,
 	})
 	if err != nil {
 		return nil, err

@@ -102,7 +102,24 @@ func parseAttributes(m map[string]string) (attributes, error) {
 	if a.CacheLimit, err = engine.ParseCacheLimit(m[keyCacheLimit]); err != nil {
 		return attributes{}, refuse(errInvalid, "volume attribute cacheLimit: %v", err)
 	}
+	if a.CacheLimit != 0 && a.Engine == engineKernel {
+		return attributes{}, refuse(errInvalid, "volume attribute cacheLimit: the kernel's page cache has no such limit; leave it out with engine: kernel")
+	}
 	return a, nil
+}
+
+// needTrust returns the attributes, as "key: value", by which the image's author has
+// a hand in what is not the volume's own: in the kernel's parser, or in what other
+// volumes with the same attributes show.
+func (a *attributes) needTrust() string {
+	var list []string
+	if a.Engine == engineKernel {
+		list = append(list, keyEngine+": "+engineKernel)
+	}
+	if a.Fingerprints == fingerprintsTrusted {
+		list = append(list, keyFingerprints+": "+fingerprintsTrusted)
+	}
+	return strings.Join(list, " and ")
 }
 
 var attributeKeys = []string{keyImage, keyDomain, keyPullPolicy, keyFingerprints, keyEngine, keyLazy, keyCacheLimit}
@@ -124,22 +141,26 @@ func kubernetesKey(key string) bool {
 	return strings.HasPrefix(key, kubernetesKeys) || key == keyProvisioner
 }
 
+// Values that need the administrator's word: attributes.needTrust.
+const (
+	fingerprintsTrusted = "trusted"
+	engineKernel        = "kernel"
+)
+
 // choice is an attribute with a fixed set of values, the first the default.
 type choice struct {
 	key    string
 	values []string
-	// later are values of the documented set that this release refuses.
-	later []string
-	field func(*attributes) *string
+	field  func(*attributes) *string
 }
 
 var choices = []choice{
 	{
-		key: keyFingerprints, values: []string{"verified"}, later: []string{"trusted"},
+		key: keyFingerprints, values: []string{"verified", fingerprintsTrusted},
 		field: func(a *attributes) *string { return &a.Fingerprints },
 	},
 	{
-		key: keyEngine, values: []string{"auto", "fuse"}, later: []string{"kernel"},
+		key: keyEngine, values: []string{"auto", "fuse", engineKernel},
 		field: func(a *attributes) *string { return &a.Engine },
 	},
 	{
@@ -155,9 +176,6 @@ func (c choice) pick(value string) (string, error) {
 		return c.values[0], nil
 	case slices.Contains(c.values, value):
 		return value, nil
-	case slices.Contains(c.later, value):
-		return "", refuse(errInvalid, "volume attribute %s: %q is not available in this release; use %s",
-			c.key, value, strings.Join(c.values, " or "))
 	}
 	return "", refuse(errInvalid, "volume attribute %s: %q is not one of %s",
 		c.key, value, strings.Join(c.values, ", "))

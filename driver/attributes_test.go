@@ -29,6 +29,8 @@ func TestParseAttributes(t *testing.T) {
 		{"all", map[string]string{"domain_id": "team/x_1.2:3-4", "pullPolicy": "Always", "engine": "fuse", "lazy": "never"}, with(func(a *attributes) {
 			a.Domain, a.PullPolicy, a.Engine, a.Lazy = "team/x_1.2:3-4", nodecache.Always, "fuse", "never"
 		})},
+		{"kernel engine", map[string]string{"engine": "kernel"}, with(func(a *attributes) { a.Engine = "kernel" })},
+		{"trusted fingerprints", map[string]string{"fingerprints": "trusted"}, with(func(a *attributes) { a.Fingerprints = "trusted" })},
 		{"cache limit", map[string]string{"cacheLimit": "1.5Gi"}, with(func(a *attributes) { a.CacheLimit = 3 << 29 })},
 		{"least cache limit", map[string]string{"cacheLimit": "16777216"}, with(func(a *attributes) { a.CacheLimit = 16 << 20 })},
 		{"never", map[string]string{"pullPolicy": "Never"}, with(func(a *attributes) { a.PullPolicy = nodecache.Never })},
@@ -73,9 +75,8 @@ func TestParseAttributesRefuses(t *testing.T) {
 		{"letters beyond ASCII", map[string]string{"image": "a", "domain_id": "ä"}, []string{"domain_id"}},
 		{"long domain", map[string]string{"image": "a", "domain_id": strings.Repeat("d", 129)}, []string{"128"}},
 		{"pull policy", map[string]string{"image": "a", "pullPolicy": "always"}, []string{`"always"`, "IfNotPresent, Always, Never"}},
-		{"trusted fingerprints", map[string]string{"image": "a", "fingerprints": "trusted"}, []string{"not available in this release", "verified"}},
 		{"fingerprints", map[string]string{"image": "a", "fingerprints": "yes"}, []string{`"yes"`, "verified"}},
-		{"kernel engine", map[string]string{"image": "a", "engine": "kernel"}, []string{"not available in this release", "auto or fuse"}},
+		{"cache limit of the kernel engine", map[string]string{"image": "a", "engine": "kernel", "cacheLimit": "1Gi"}, []string{"cacheLimit", "engine: kernel"}},
 		{"engine", map[string]string{"image": "a", "engine": "steam"}, []string{`"steam"`}},
 		{"lazy", map[string]string{"image": "a", "lazy": "true"}, []string{"auto, never"}},
 		{"cache limit", map[string]string{"image": "a", "cacheLimit": "much"}, []string{"cacheLimit", `"much"`, "512Mi"}},
@@ -139,7 +140,7 @@ func TestDomainsNeverMeet(t *testing.T) {
 }
 
 func TestInlinePolicy(t *testing.T) {
-	policy, err := parseInlinePolicy([]string{"a=shared", "a=namespace/b", "c=other"})
+	policy, err := parseInlinePolicy([]string{"a=shared", "a=namespace/b", "c=other"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +163,7 @@ func TestInlinePolicy(t *testing.T) {
 		t.Errorf("no namespace: %v", err)
 	}
 	for _, bad := range []string{"", "a", "=b", "a=", "a/b=c", "a=b c"} {
-		if _, err := parseInlinePolicy([]string{bad}); err == nil {
+		if _, err := parseInlinePolicy([]string{bad}, nil); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}

@@ -43,6 +43,10 @@ type frontRequest struct {
 	// Keep the image's pages when the volume ends: it, or another of its domain,
 	// may come back.
 	Keep bool
+	// Trusted takes the image's own fingerprints as they are.
+	Trusted bool
+	// Kernel has the kernel's own EROFS mount the image.
+	Kernel bool
 }
 
 // front is one volume's hold on a mounted tree, which other volumes of its
@@ -52,7 +56,10 @@ type front interface {
 	Path() string
 	// Kind is "overlay", "tree-passthrough", "tree" or "kernel".
 	Kind() string
-	// Reason says why Kind is not "overlay"; "" when it is.
+	// Engine is "fuse" or "kernel".
+	Engine() string
+	// Reason says why it is not the best or shares less than it could; "" when it is
+	// and does.
 	Reason() string
 	// Healthy returns nil while the tree can be read.
 	Healthy() error

@@ -56,6 +56,9 @@ type Config struct {
 	// InlineDomains are "NAMESPACE=DOMAIN" pairs: inline volumes of pods of
 	// NAMESPACE may ask for DOMAIN.
 	InlineDomains []string
+	// TrustedInlineNamespaces are those whose inline volumes may ask for
+	// "engine: kernel" and "fingerprints: trusted".
+	TrustedInlineNamespaces []string
 
 	// RegistrationDir is kubelet's directory of registration sockets
 	// (/var/lib/kubelet/plugins_registry); "" leaves registration to the

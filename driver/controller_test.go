@@ -85,7 +85,7 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		"SINGLE_NODE_WRITER": func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0].AccessMode.Mode = 1 },
 		"image is missing":   func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "image") },
 		`"Image"`:            func(r *csi.CreateVolumeRequest) { r.Parameters["Image"] = "x" },
-		"not available":      func(r *csi.CreateVolumeRequest) { r.Parameters["fingerprints"] = "trusted" },
+		"not one of":         func(r *csi.CreateVolumeRequest) { r.Parameters["fingerprints"] = "believed" },
 		"content sources":    func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = &csi.VolumeContentSource{} },
 		"mutable":            func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"a": "b"} },
 		"required -1 bytes":  func(r *csi.CreateVolumeRequest) { r.CapacityRange.RequiredBytes = -1 },

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -33,25 +34,36 @@ func administratorDomain(id string) string {
 	return id
 }
 
-// inlinePolicy says which domains, beside their own, the inline volumes of a
-// namespace may name: namespace → domain_id → allowed.
-type inlinePolicy map[string]map[string]bool
+// inlinePolicy says what the inline volumes of a namespace may have beside what
+// those of any may.
+type inlinePolicy struct {
+	// domains they may name beside their own: namespace → domain_id → allowed
+	domains map[string]map[string]bool
+	// trusted namespaces may have attributes.needTrust
+	trusted map[string]bool
+}
 
-// parseInlinePolicy parses "NAMESPACE=DOMAIN" pairs.
-func parseInlinePolicy(pairs []string) (inlinePolicy, error) {
-	policy := make(inlinePolicy)
+// parseInlinePolicy parses "NAMESPACE=DOMAIN" pairs and names of trusted namespaces.
+func parseInlinePolicy(pairs, trusted []string) (inlinePolicy, error) {
+	policy := inlinePolicy{domains: make(map[string]map[string]bool), trusted: make(map[string]bool)}
+	for _, namespace := range trusted {
+		if namespace == "" || strings.ContainsAny(namespace, "/= ") {
+			return inlinePolicy{}, fmt.Errorf("trusted inline namespace %q: want the name of a namespace", namespace)
+		}
+		policy.trusted[namespace] = true
+	}
 	for _, pair := range pairs {
 		namespace, domain, ok := strings.Cut(pair, "=")
 		if !ok || namespace == "" || domain == "" || strings.ContainsAny(namespace, "/ ") {
-			return nil, fmt.Errorf("allowed inline domain %q: want NAMESPACE=DOMAIN", pair)
+			return inlinePolicy{}, fmt.Errorf("allowed inline domain %q: want NAMESPACE=DOMAIN", pair)
 		}
 		if err := checkDomain(domain); err != nil {
-			return nil, fmt.Errorf("allowed inline domain %q: %w", pair, err)
+			return inlinePolicy{}, fmt.Errorf("allowed inline domain %q: %w", pair, err)
 		}
-		if policy[namespace] == nil {
-			policy[namespace] = make(map[string]bool)
+		if policy.domains[namespace] == nil {
+			policy.domains[namespace] = make(map[string]bool)
 		}
-		policy[namespace][domain] = true
+		policy.domains[namespace][domain] = true
 	}
 	return policy, nil
 }
@@ -64,10 +76,23 @@ func (p inlinePolicy) domain(id, namespace string) (string, error) {
 		return "", nil
 	case namespace == "":
 		return "", refuse(errInvalid, "inline volume with domain_id %q: kubelet named no pod namespace; set podInfoOnMount: true in the CSIDriver object %s", id, Name)
-	case p[namespace][id]:
+	case p.domains[namespace][id]:
 		return administratorDomain(id), nil
 	}
 	return inlineDomainPrefix + namespace, nil
+}
+
+// check refuses attributes that an inline volume of a pod of namespace may not have.
+// domain is what policy.domain returned.
+func (p inlinePolicy) check(a *attributes, domain, namespace string) error {
+	if a.CacheLimit != 0 && domain != "" && domain != inlineDomainPrefix+namespace {
+		return refuse(errInvalid, "volume attribute cacheLimit: domain %q is not the namespace's own, so its limit is not for an inline volume to set", domain)
+	}
+	if what := a.needTrust(); what != "" && !p.trusted[namespace] {
+		return refuse(errInvalid, "volume attribute %s: not for inline volumes, which any author of a pod writes; use a PersistentVolume, or have the node plugin run with --trust-inline-namespace %s",
+			what, cmp.Or(namespace, "NAMESPACE"))
+	}
+	return nil
 }
 
 // checkDomain accepts 1 to 128 letters, digits and ._:/- of ASCII, and "".

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -65,6 +66,8 @@ var codeTable = []struct {
 	// What the request names is no EROFS image: the request is wrong. A valid
 	// image that this release cannot read becomes right by an upgrade: the
 	// state of the system is.
+	{engine.ErrForged, codes.DataLoss},
+	{engine.ErrKernel, codes.FailedPrecondition},
 	{erofs.ErrFormat, codes.InvalidArgument},
 	{erofs.ErrUnsupported, codes.FailedPrecondition},
 	{erofs.ErrCorrupt, codes.DataLoss},

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -40,6 +41,8 @@ func TestCodes(t *testing.T) {
 		{nodecache.ErrLocked, codes.FailedPrecondition},
 		{nodecache.ErrInterrupted, codes.Unavailable},
 		{nodecache.ErrChanged, codes.DataLoss},
+		{engine.ErrForged, codes.DataLoss},
+		{engine.ErrKernel, codes.FailedPrecondition},
 		{erofs.ErrFormat, codes.InvalidArgument},
 		{erofs.ErrUnsupported, codes.FailedPrecondition},
 		{erofs.ErrCorrupt, codes.DataLoss},

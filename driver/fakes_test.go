@@ -186,6 +186,7 @@ type fakeFront struct {
 
 func (f *fakeFront) Path() string      { return f.dir }
 func (f *fakeFront) Kind() string      { return "tree" }
+func (f *fakeFront) Engine() string    { return "fuse" }
 func (f *fakeFront) Reason() string    { return "it is a fake" }
 func (f *fakeFront) Stats() imageStats { return imageStats{Bytes: 4096, Inodes: 2} }
 

@@ -36,7 +36,7 @@ func newPlugin(t *testing.T) *plugin {
 	needMounts(t)
 	dir := t.TempDir()
 	p := &plugin{store: newFakeStore(), engine: newFakeEngine(t), dir: dir}
-	p.start(t, nil)
+	p.start(t, inlinePolicy{})
 	t.Cleanup(func() { unmountBelow(t, dir) })
 	return p
 }

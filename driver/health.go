@@ -11,10 +11,11 @@ import (
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
-// condition is what is wrong with a volume. The zero value: nothing.
+// condition is what is wrong with a volume.
 type condition struct {
 	status csi.VolumeHealthErrorType
-	// reason is a CamelCase word for programs, message a sentence for people.
+	// reason is a CamelCase word for programs, "" when nothing is wrong; message a
+	// sentence for people, of what is wrong or of what the volume is made of.
 	reason, message string
 }
 
@@ -56,7 +57,16 @@ func (m *volumeManager) Health(ctx context.Context, volumeID string, paths ...st
 			return stats, c, nil
 		}
 	}
-	return stats, condition{}, nil
+	return stats, condition{message: describe(v.front)}, nil
+}
+
+// describe tells what a volume is made of, and why that is not the best.
+func describe(f front) string {
+	text := "front " + f.Kind() + " of engine " + f.Engine()
+	if why := f.Reason(); why != "" {
+		text += " (" + why + ")"
+	}
+	return text
 }
 
 func (m *volumeManager) frontHealth(ctx context.Context, v *volume) condition {

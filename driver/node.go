@@ -113,8 +113,8 @@ func (s *nodeService) checkPublish(req *csi.NodePublishVolumeRequest) (mountRequ
 	m.Attributes = &attrs
 	if m.Ephemeral {
 		m.Domain, err = s.inline.domain(attrs.Domain, pod.Namespace)
-		if err == nil && attrs.CacheLimit != 0 && m.Domain != "" && m.Domain != inlineDomainPrefix+pod.Namespace {
-			err = refuse(errInvalid, "volume attribute cacheLimit: domain %q is not the namespace's own, so its limit is not for an inline volume to set", m.Domain)
+		if err == nil {
+			err = s.inline.check(&attrs, m.Domain, pod.Namespace)
 		}
 	} else {
 		m.Domain = administratorDomain(attrs.Domain)

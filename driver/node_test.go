@@ -119,7 +119,7 @@ func TestInlineVolumeNeedsItsOwnSecret(t *testing.T) {
 func TestDomains(t *testing.T) {
 	p := newPlugin(t)
 	p.stop()
-	policy, err := parseInlinePolicy([]string{"team-b=shared"})
+	policy, err := parseInlinePolicy([]string{"team-b=shared"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestDomains(t *testing.T) {
 func TestFrontRequests(t *testing.T) {
 	p := newPlugin(t)
 	p.stop()
-	p.start(t, inlinePolicy{"allowed": {"team": true}})
+	p.start(t, inlinePolicy{domains: map[string]map[string]bool{"allowed": {"team": true}}})
 	ctx := context.Background()
 	stage := p.stageRequest(t, "v")
 	stage.VolumeContext["cacheLimit"] = "64Mi"
@@ -185,6 +185,57 @@ func TestFrontRequests(t *testing.T) {
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("asked for %+v, want %+v", got, want)
+	}
+}
+
+// TestInlineVolumesNeedTrust: what would let a pod's author into the kernel's parser,
+// or have an image's word count, is the administrator's to allow.
+func TestInlineVolumesNeedTrust(t *testing.T) {
+	p := newPlugin(t)
+	p.stop()
+	policy, err := parseInlinePolicy([]string{"neighbour=team"}, []string{"trusted"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.start(t, policy)
+	ctx := context.Background()
+	attributes := []string{"engine=kernel", "fingerprints=trusted"}
+	for _, attribute := range attributes {
+		for _, namespace := range []string{"", "other", "neighbour", "trusted"} {
+			id := "csi-" + attribute + "-" + namespace
+			req := p.inlineRequest(id, id)
+			req.VolumeContext[keyNamespace] = namespace
+			key, value, _ := strings.Cut(attribute, "=")
+			req.VolumeContext[key] = value
+			_, err := p.NodePublishVolume(ctx, req)
+			if namespace != "trusted" {
+				wantCode(t, err, codes.InvalidArgument, key+": "+value, "inline", "--trust-inline-namespace "+namespace, "PersistentVolume")
+			} else if err != nil {
+				t.Errorf("%s of a trusted namespace: %v", attribute, err)
+			}
+		}
+	}
+	stage := p.stageRequest(t, "v")
+	stage.VolumeContext["engine"], stage.VolumeContext["fingerprints"], stage.VolumeContext["domain_id"] = "kernel", "trusted", "team"
+	if _, err := p.NodeStageVolume(ctx, stage); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]frontRequest{
+		"csi-engine=kernel-trusted":        {VolumeID: "csi-engine=kernel-trusted", Kernel: true},
+		"csi-fingerprints=trusted-trusted": {VolumeID: "csi-fingerprints=trusted-trusted", Trusted: true},
+		"v":                                {VolumeID: "v", Domain: "team", Keep: true, Kernel: true, Trusted: true},
+	}
+	got := make(map[string]frontRequest)
+	for _, f := range p.engine.all() {
+		got[f.request.VolumeID] = f.request
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("asked for %+v, want %+v", got, want)
+	}
+	for _, bad := range []string{"", "a/b", "a=b", "a b"} {
+		if _, err := parseInlinePolicy(nil, []string{bad}); err == nil {
+			t.Errorf("%q was accepted as a namespace", bad)
+		}
 	}
 }
 

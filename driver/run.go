@@ -35,7 +35,7 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	inline, err := parseInlinePolicy(cfg.InlineDomains)
+	inline, err := parseInlinePolicy(cfg.InlineDomains, cfg.TrustedInlineNamespaces)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ const (
 // setVolumeCondition adds the old volume_condition to a response.
 func setVolumeCondition(res *csi.NodeGetVolumeStatsResponse, c condition) {
 	var b []byte
-	message := "the volume is mounted and readable"
+	message := "the volume is mounted and readable, " + c.message
 	if c.abnormal() {
 		message = c.reason + ": " + c.message
 		b = protowire.AppendTag(b, fieldAbnormal, protowire.VarintType)

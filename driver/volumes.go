@@ -161,6 +161,7 @@ func wantFront(volumeID, domain string, ephemeral bool, a *attributes) frontRequ
 	return frontRequest{
 		Domain: domain, VolumeID: volumeID,
 		CacheLimit: a.CacheLimit, Keep: domain != "" || !ephemeral,
+		Trusted: a.Fingerprints == fingerprintsTrusted, Kernel: a.Engine == engineKernel,
 	}
 }
 
@@ -178,7 +179,7 @@ func (m *volumeManager) open(ctx context.Context, u *undo, req frontRequest, ref
 	u.add(f.Release)
 	logger := klog.FromContext(ctx)
 	logger.V(2).Info("Mounted image", "volumeID", req.VolumeID, "image", img.Reference(), "imageID", img.ID(),
-		"domain", req.Domain, "front", f.Kind(), "reason", f.Reason())
+		"domain", req.Domain, "engine", f.Engine(), "front", f.Kind(), "reason", f.Reason())
 	return img, f, nil
 }
 

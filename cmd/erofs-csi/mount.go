@@ -21,7 +21,7 @@ import (
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
 	cacheLimit, storeLimit            string
-	front                             *choice
+	front, engine, fingerprints       *choice
 	pull                              *pull
 }
 
@@ -60,6 +60,8 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
 	addCacheDir(flags, &f.cacheDir)
 	addStateDir(flags, &f.stateDir)
 	f.front = addFront(cmd)
+	f.engine = addChoice(cmd, "engine", "who serves; kernel is the kernel's own EROFS, never taken by auto", "auto", engine.EngineFUSE, engine.EngineKernel)
+	f.fingerprints = addChoice(cmd, "fingerprints", "what makes files equal: their hash, or what the images say of them", "verified", "trusted")
 	flags.StringVar(&f.cacheLimit, "cache-limit", "", "`SIZE` that the page cache of all images together may have, as 512Mi; empty: no limit")
 	addStoreLimit(flags, &f.storeLimit, "0")
 	f.pull = addPull(cmd)
@@ -157,6 +159,12 @@ func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountSer
 	if s.cacheLimit, err = engine.ParseCacheLimit(f.cacheLimit); err != nil {
 		return nil, usagef("--cache-limit: %v", err)
 	}
+	if s.cacheLimit != 0 && f.engine.value == engine.EngineKernel {
+		return nil, usagef("--cache-limit: the kernel's page cache has no such limit; leave it out with --engine kernel")
+	}
+	if f.front.value != engine.FrontAuto && f.engine.value == engine.EngineKernel {
+		return nil, usagef("--front %s: is a front of --engine fuse", f.front.value)
+	}
 	pathsOnly := true
 	for _, p := range pairs {
 		pathsOnly = pathsOnly && p.image.path
@@ -199,6 +207,7 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	}
 	m.front, err = s.engine.Mount(ctx, engine.Request{
 		Domain: s.flags.domain, VolumeID: p.dir, Image: m.image, CacheLimit: s.cacheLimit,
+		Trusted: s.flags.fingerprints.value == "trusted", Kernel: s.flags.engine.value == engine.EngineKernel,
 	})
 	if err != nil {
 		return imageError(p.arg, err)
@@ -207,7 +216,7 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 		return err
 	}
 	s.mounted = append(s.mounted, m)
-	klog.FromContext(ctx).V(2).Info("Mounted", "image", p.arg, "dir", p.dir, "front", m.front.Kind())
+	klog.FromContext(ctx).V(2).Info("Mounted", "image", p.arg, "dir", p.dir, "engine", m.front.Engine(), "front", m.front.Kind())
 	return nil
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -34,6 +35,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	flags.StringArrayVar(&cfg.AllowedPaths, "allow-path", nil, "`DIR` below which volumes may name images by absolute path (repeatable; default: none)")
 	addPlainHTTP(flags, &cfg.PlainHTTPRegistries)
 	flags.StringArrayVar(&cfg.InlineDomains, "allow-inline-domain", nil, "`NAMESPACE=DOMAIN` that inline volumes of pods of the namespace may ask for (repeatable)")
+	flags.StringArrayVar(&cfg.TrustedInlineNamespaces, "trust-inline-namespace", nil, "`NAMESPACE` whose inline volumes may ask for engine: kernel and fingerprints: trusted (repeatable)")
 	flags.StringVar(&cfg.RegistrationDir, "registration-dir", "", "kubelet's plugins_registry `DIR`; empty leaves registration to the registrar sidecar")
 	flags.StringVar(&cfg.KubeletRegistrationPath, "kubelet-registration-path", "", "the endpoint's `PATH` as kubelet sees it (default: the endpoint's own)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -107,6 +109,9 @@ func checkNodeFlags(cfg *driver.Config) error {
 		if !ok || namespace == "" || domain == "" {
 			return usagef("--allow-inline-domain %q: want NAMESPACE=DOMAIN", pair)
 		}
+	}
+	if slices.Contains(cfg.TrustedInlineNamespaces, "") {
+		return usagef("--trust-inline-namespace: want the name of a namespace")
 	}
 	return nil
 }

@@ -57,7 +57,25 @@ func runScripts(t *testing.T, dir string) {
 			"stopRegistry":  stopRegistry,
 			"push":          push,
 		},
+		Condition: kernelCan,
 	})
+}
+
+// kernelCan tells what scripts ask of the kernel in square brackets: whether it mounts
+// EROFS images from their files, and shares page cache between such mounts.
+func kernelCan(what string) (bool, error) {
+	since := map[string][2]int{"kernel-mounts-files": {6, 12}, "kernel-shares": {7, 3}}
+	want, known := since[what]
+	if !known {
+		return false, fmt.Errorf("no condition %q", what)
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false, err
+	}
+	var major, minor int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return major > want[0] || major == want[0] && minor >= want[1], err
 }
 
 func needPrograms(t *testing.T, names ...string) {

@@ -82,7 +82,7 @@ func printStatus(out io.Writer, stateDir string, list []engine.Status) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(w, "\nVOLUME\tIMAGE\tDOMAIN\tFRONT\tWHY NOT OVERLAY")
+	fmt.Fprintln(w, "\nVOLUME\tIMAGE\tDOMAIN\tFRONT\tREASON")
 	for _, s := range list {
 		for _, d := range s.Domains {
 			for _, f := range d.Fronts {

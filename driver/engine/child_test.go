@@ -42,6 +42,8 @@ type childMount struct {
 	Image  string // reference
 	Keep   bool
 	Limit  int64
+
+	Trusted, Kernel bool
 }
 
 // childReport is what it answers, one line of JSON, when all is mounted.
@@ -140,7 +142,7 @@ func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childM
 		return nil, childFront{}, err
 	}
 	defer img.Release()
-	f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img, Keep: m.Keep, CacheLimit: m.Limit})
+	f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img, Keep: m.Keep, CacheLimit: m.Limit, Trusted: m.Trusted, Kernel: m.Kernel})
 	if err != nil {
 		return nil, childFront{Err: err.Error()}, nil
 	}

@@ -23,10 +23,12 @@ const unmountTimeout = 10 * time.Second
 
 // domain is a content mount with its shared inodes.
 type domain struct {
-	name  string // as asked for; empty: the domain of one volume
-	share *share.Domain
-	fs    *fusefs.FS
-	mount *fusefs.Mount
+	name string // as asked for; empty: the domain of one volume
+	// trusted: its images' own fingerprints are taken as they are.
+	trusted bool
+	share   *share.Domain
+	fs      *fusefs.FS
+	mount   *fusefs.Mount
 
 	mu     sync.Mutex
 	limits map[*Front]int64 // what its volumes ask for; GUARDED_BY(mu)
@@ -61,13 +63,13 @@ func (d *domain) setLimit() {
 	}
 }
 
-func (e *Engine) makeDomain(ctx context.Context, name string) (*domain, error) {
+func (e *Engine) makeDomain(ctx context.Context, name string, trusted bool) (*domain, error) {
 	dir, err := e.instance.mountpoint(fmt.Sprintf("content-%d", e.serial.Add(1)))
 	if err != nil {
 		return nil, err
 	}
 	log := klog.FromContext(ctx)
-	d := &domain{name: name, share: share.NewDomain(name), limits: make(map[*Front]int64)}
+	d := &domain{name: name, trusted: trusted, share: share.NewDomain(name), limits: make(map[*Front]int64)}
 	d.share.OnFailure(func(in share.Inode, err error) {
 		log.Error(err, "An image can't supply a file; another one does", "domain", name, "file", in.Path())
 	})

@@ -27,7 +27,7 @@ func newDomainFiles(d *domain) *domainFiles {
 	return &domainFiles{
 		domain: d,
 		status: DomainStatus{
-			Name: d.name, ContentMount: d.mount.Dir(), KnownInodes: known,
+			Name: d.name, Engine: EngineFUSE, Trusted: d.trusted, ContentMount: d.mount.Dir(), KnownInodes: known,
 			Fronts: []FrontStatus{}, Images: []ImageStatus{}, CacheLimit: d.fs.CacheLimit(),
 		},
 		images: make(map[*share.Member]int),
@@ -71,6 +71,9 @@ type node struct {
 	// Files are the images that it is in, by their numbers in DomainStatus.Images,
 	// and how many of each one's files it is.
 	Files [][2]int `json:"f,omitempty"`
+	// Behind: the pages are those of another inode, to which cachestat(2) does not
+	// lead, but mmap(2) does.
+	Behind bool `json:"b,omitempty"`
 }
 
 // each calls f with a number for each file that may have pages, and no fewer bytes

@@ -10,12 +10,16 @@
 //   - "tree": a subdirectory of the content mount. Needs FUSE alone; equal files
 //     share memory only where their metadata agree as well. It takes over by itself
 //     where the overlay can't be had, and says why.
+//   - "kernel": the kernel's own EROFS mount of the image, which shares between its
+//     mounts (Linux 7.3). Only for those who ask for it: the image's bytes are the
+//     kernel's to parse, and nothing of the above has a part in it.
 //
 // # Limits
 //
 // All mounts are in one private directory below the state directory, mode 0700.
-// The caller must have CAP_SYS_ADMIN. Mounts die with the process; the next engine
-// with the same state directory removes what is left of them.
+// The caller must have CAP_SYS_ADMIN. Mounts die with the process but for those of
+// the kernel's EROFS; the next engine with the same state directory removes what is
+// left of them.
 package engine
 
 import (
@@ -36,6 +40,13 @@ const (
 	FrontAuto    = "auto"
 	FrontOverlay = "overlay"
 	FrontTree    = "tree"
+	FrontKernel  = "kernel" // chosen by Request.Kernel, never by Config.Front
+)
+
+// The engines.
+const (
+	EngineFUSE   = "fuse"
+	EngineKernel = "kernel"
 )
 
 // ErrClosed says that the engine is being closed.
@@ -61,10 +72,13 @@ type Engine struct {
 
 	domains *pool[string, *domain]
 	fronts  *pool[frontKey, *front]
+	kernels *pool[frontKey, *kernelFront]
 	files   *filestore.Store // nil: none
 	idle    idleImages
 	indexes indexer
 	serial  atomic.Uint64 // names of mount directories
+
+	kernelDomains kernelDomains
 
 	ctx    context.Context // ends when the engine is closed; carries the logger
 	cancel context.CancelFunc
@@ -86,10 +100,11 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, instance: in, idle: idleImages{check: idleCheck}}
+	e := &Engine{cfg: cfg, instance: in, idle: idleImages{check: idleCheck}, kernelDomains: newKernelDomains()}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	e.domains = newPool[string](e.unmakeDomain)
 	e.fronts = newPool[frontKey](e.unmakeFront)
+	e.kernels = newPool[frontKey](e.unmakeKernelFront)
 	if cfg.Files.Limit > 0 {
 		if e.files, err = filestore.Open(cfg.Files); err != nil {
 			e.cancel()
@@ -122,6 +137,15 @@ type Request struct {
 	// CacheLimit bounds the page cache of the domain in bytes; 0: no bound. Where
 	// volumes of one domain differ, the smallest limit holds for all.
 	CacheLimit int64
+	// Trusted takes the fingerprints that the image itself carries as they are, without
+	// reading its files; a file that has none shares with no other. Volumes with it are
+	// in a domain of their own, beside that of the same name without it, so that no
+	// image's word decides what a volume shows whose files were hashed.
+	Trusted bool
+	// Kernel has the kernel's own EROFS mount the image, and share page cache if there
+	// is a domain: FrontKernel. Neither Keep nor a CacheLimit is possible there; the
+	// former does nothing, the latter is an error.
+	Kernel bool
 }
 
 // Mount returns a front that shows the image. Fronts of one image in one domain
@@ -134,23 +158,39 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	if req.CacheLimit != 0 && req.CacheLimit < MinCacheLimit {
 		return nil, fmt.Errorf("cache limit of %d bytes: want at least %d", req.CacheLimit, MinCacheLimit)
 	}
+	if req.Kernel {
+		return e.mountByKernel(ctx, req)
+	}
 	key := frontKey{domain: domainKey(req), image: req.Image.ID()}
 	it, err := e.fronts.acquire(ctx, key, func() (*front, error) { return e.makeFront(ctx, key, req) })
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
 	}
-	f := &Front{engine: e, item: it, front: it.val, volume: req.VolumeID}
-	it.val.addUser(req.VolumeID)
-	it.val.domain.limit(f, req.CacheLimit)
+	shown := it.val
+	f := &Front{
+		path: shown.dir, kind: shown.kind, reason: shown.reason, stats: statsOf(shown.super),
+		healthy: shown.domain.mount.Alive,
+	}
+	f.release = func() error {
+		shown.removeUser(req.VolumeID)
+		shown.domain.unlimit(f)
+		return e.fronts.release(it)
+	}
+	shown.addUser(req.VolumeID)
+	shown.domain.limit(f, req.CacheLimit)
 	return f, nil
 }
 
-// domainKey keeps the names of domains and of volumes without one apart.
+// domainKey keeps apart the names of domains, of domains that trust the images'
+// fingerprints, and of volumes without a domain.
 func domainKey(req Request) string {
-	if req.Domain != "" {
-		return "domain:" + req.Domain
+	switch {
+	case req.Domain == "":
+		return "volume:" + req.VolumeID
+	case req.Trusted:
+		return "trusted:" + req.Domain
 	}
-	return "volume:" + req.VolumeID
+	return "domain:" + req.Domain
 }
 
 // Close ends the engine. Fronts must have been released; the mounts of those that
@@ -162,6 +202,10 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 		for _, f := range e.fronts.snapshot() {
 			klog.FromContext(ctx).Info("Front is still in use", "image", f.reference, "domain", f.domain.name, "volumes", f.volumes())
 			err = errors.Join(err, e.unmakeFront(f))
+		}
+		for _, f := range e.kernels.snapshot() {
+			klog.FromContext(ctx).Info("Front is still in use", "image", f.reference, "domain", f.domain, "volumes", f.volumes())
+			err = errors.Join(err, e.unmakeKernelFront(f))
 		}
 		err = errors.Join(err, e.forget(e.idle.takeAll(query{})), e.indexes.wait(ctx), e.instance.remove(ctx))
 		e.closeFiles()

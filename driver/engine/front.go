@@ -25,37 +25,52 @@ type frontKey struct {
 type front struct {
 	*joined
 	reference string // by which the image was asked for
-	kind      string // FrontOverlay or FrontTree
-	reason    string // why not the overlay; empty for one
+	kind      string // FrontOverlay, FrontTree or another of the FUSE engine
+	reason    string // why not the overlay, or why it shares less than it could
 	dir       string
 	undo      []func() error // how to take the mounts away, the last made first
 	keep      bool           // the image stays in its domain when the mounts are gone
 	limited   bool           // its page cache is to have a limit
 	unmade    sync.Once
+	users
+}
 
-	mu    sync.Mutex
-	users []string // volume ids, one for each hold; GUARDED_BY(mu)
+// users are the volumes that show a front.
+type users struct {
+	mu   sync.Mutex
+	list []string // volume ids, one for each hold; GUARDED_BY(mu)
 }
 
 // Front is a caller's hold on a front, until Release.
 type Front struct {
-	engine *Engine
-	item   *item[frontKey, *front]
-	front  *front
-	volume string
+	path, kind, reason string
+	stats              Stats
+	healthy            func() error
+	release            func() error
 
 	once sync.Once
 	err  error
 }
 
 // Path is the directory to bind-mount from.
-func (f *Front) Path() string { return f.front.dir }
+func (f *Front) Path() string { return f.path }
 
-// Kind is FrontOverlay or FrontTree.
-func (f *Front) Kind() string { return f.front.kind }
+// Kind is FrontOverlay, FrontTree or FrontKernel.
+func (f *Front) Kind() string { return f.kind }
 
-// Reason says why a front is no overlay; it is empty for one.
-func (f *Front) Reason() string { return f.front.reason }
+// Engine is what serves the front: EngineFUSE or EngineKernel.
+func (f *Front) Engine() string { return engineOf(f.kind) }
+
+func engineOf(front string) string {
+	if front == FrontKernel {
+		return EngineKernel
+	}
+	return EngineFUSE
+}
+
+// Reason says why a front is not the best that there is, or shares less than it
+// could; it is empty for one that is and does.
+func (f *Front) Reason() string { return f.reason }
 
 // Stats is the size of an image.
 type Stats struct {
@@ -64,46 +79,45 @@ type Stats struct {
 }
 
 // Stats returns the size of the image shown.
-func (f *Front) Stats() Stats {
-	s := f.front.super
+func (f *Front) Stats() Stats { return f.stats }
+
+func statsOf(s erofs.Superblock) Stats {
 	return Stats{Bytes: s.Blocks * uint64(s.BlockSize), Inodes: s.Inodes}
 }
 
-// Healthy tells whether the content mount still answers.
-func (f *Front) Healthy() error { return f.front.domain.mount.Alive() }
+// Healthy tells whether the content mount still answers. Behind a front of the
+// kernel's there is none; there it tells whether an image that is used in place is
+// still what it was.
+func (f *Front) Healthy() error { return f.healthy() }
 
 // Release lets go of the front; the last one unmounts it. The image stays in its
 // domain, so that its pages are there for the next front, if that was asked for
 // (Request.Keep). Mounts bound from Path should be gone: those that are not keep
 // what is in memory, and get errors for the rest.
 func (f *Front) Release(context.Context) error {
-	f.once.Do(func() {
-		f.front.removeUser(f.volume)
-		f.front.domain.unlimit(f)
-		f.err = f.engine.fronts.release(f.item)
-	})
+	f.once.Do(func() { f.err = f.release() })
 	return f.err
 }
 
-func (f *front) addUser(volume string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.users = append(f.users, volume)
+func (u *users) addUser(volume string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.list = append(u.list, volume)
 }
 
-func (f *front) removeUser(volume string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if i := slices.Index(f.users, volume); i >= 0 {
-		f.users = slices.Delete(f.users, i, i+1)
+func (u *users) removeUser(volume string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if i := slices.Index(u.list, volume); i >= 0 {
+		u.list = slices.Delete(u.list, i, i+1)
 	}
 }
 
 // volumes lists the volumes that show the front, in order, each once.
-func (f *front) volumes() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	list := slices.Clone(f.users)
+func (u *users) volumes() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	list := slices.Clone(u.list)
 	slices.Sort(list)
 	return slices.Compact(list)
 }
@@ -128,8 +142,9 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	if err := e.mountFront(ctx, f, scan); err != nil {
 		return nil, errors.Join(err, e.unmakeFront(f))
 	}
+	f.reason = joinReasons(f.reason, f.sharesLess())
 	f.keep = req.Keep
-	log := klog.FromContext(ctx).WithValues("image", f.reference, "domain", req.Domain, "front", f.kind)
+	log := klog.FromContext(ctx).WithValues("image", f.reference, "domain", req.Domain, "engine", EngineFUSE, "front", f.kind)
 	if f.reason != "" {
 		log = log.WithValues("reason", f.reason)
 	}

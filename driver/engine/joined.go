@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +25,7 @@ type joined struct {
 	super     erofs.Superblock
 	files     int   // that hold data, hard links counted once
 	bytes     int64 // their sizes; 0 when the domain's account has them
+	private   int   // beside files: those that could share and have no fingerprint to do so
 
 	domain     *domain
 	domainItem *item[string, *domain]
@@ -55,28 +58,60 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erof
 		return nil, err
 	}
 	j.super = im.Superblock()
-	if req.Domain != "" {
-		if j.index, err = e.index(ctx, j.image); err != nil {
-			return nil, err
-		}
-		j.files = j.index.Len()
-	} else { // nothing is shared, and no hash needed
-		files, err := fingerprint.Files(scan)
-		if err != nil {
-			return nil, err
-		}
-		j.files = len(files)
-		for _, f := range files {
-			j.bytes += f.Size
-		}
+	if err := e.identify(ctx, j, req, scan); err != nil {
+		return nil, err
 	}
-	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain) })
+	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain, req.Trusted) })
 	if err != nil {
 		return nil, err
 	}
 	j.domain = j.domainItem.val
 	j.member, err = j.domain.share.Join(im, share.NewTag(key.image), j.index)
 	return j, err
+}
+
+// identify finds out what the files of an image may share by.
+func (e *Engine) identify(ctx context.Context, j *joined, req Request, scan *erofs.Image) (err error) {
+	if req.Domain != "" && !req.Trusted {
+		if j.index, err = e.index(ctx, j.image); err != nil {
+			return err
+		}
+		j.files, j.private = j.index.Len(), j.index.LeftOut()
+		return nil
+	}
+	files, err := fingerprint.Files(scan)
+	if err != nil {
+		return err
+	}
+	if req.Domain != "" {
+		if j.index, err = fingerprint.Claimed(scan, files); err != nil {
+			return err
+		}
+		j.files, j.private = j.index.Len(), j.index.LeftOut()
+		return nil
+	}
+	j.files = len(files) // nothing is shared, and no hash needed
+	for _, f := range files {
+		j.bytes += f.Size
+	}
+	return nil
+}
+
+// sharesLess says why files of the image share with no other though the domain
+// would let them; it is empty when all share.
+func (j *joined) sharesLess() string {
+	switch {
+	case j.private == 0:
+		return ""
+	case j.domain.trusted:
+		return fmt.Sprintf("%d of %d files have no fingerprint in the image, so that they share with none", j.private, j.files+j.private)
+	}
+	return fmt.Sprintf("%d of %d files cannot be read or are not what the image says of them, so that they share with none", j.private, j.files+j.private)
+}
+
+// joinReasons makes one text of those that are not empty.
+func joinReasons(reasons ...string) string {
+	return strings.Join(slices.DeleteFunc(reasons, func(s string) bool { return s == "" }), "; ")
 }
 
 // leave takes an image out of its domain, and the domain away with its last image.

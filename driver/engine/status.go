@@ -18,8 +18,13 @@ type Status struct {
 
 // DomainStatus is a domain and its images.
 type DomainStatus struct {
-	Name         string `json:"name"` // empty: the domain of one volume that shares with nobody
-	ContentMount string `json:"contentMount"`
+	Name string `json:"name"` // empty: the domain of one volume that shares with nobody
+	// Engine is EngineFUSE or EngineKernel: the fronts of one share with those of the
+	// other as little as those of two domains do.
+	Engine string `json:"engine"`
+	// Trusted: the images' own fingerprints were taken as they are.
+	Trusted      bool   `json:"trusted,omitempty"`
+	ContentMount string `json:"contentMount,omitempty"` // of EngineFUSE
 	// SharedInodes are the different contents of all files, KnownInodes those that
 	// the kernel has looked up by content and not forgotten.
 	SharedInodes int           `json:"sharedInodes"`
@@ -36,7 +41,9 @@ type DomainStatus struct {
 	// CacheLimit bounds BytesResident; 0: no bound.
 	CacheLimit int64 `json:"cacheLimit,omitempty"`
 
-	// BytesResident is the page cache of the domain's files, by cachestat(2).
+	// BytesResident is the page cache of the domain's files, by cachestat(2), and by
+	// mincore(2) those of the kernel engine, of which it does not count fragments and
+	// metadata.
 	BytesResident int64 `json:"bytesResident"`
 	// BytesSaved is what the same pages would take more if each file of each image
 	// that a volume shows had its own. Copies within an image are files of their own,
@@ -72,8 +79,8 @@ type ImageStatus struct {
 type FrontStatus struct {
 	Image  string `json:"image"`
 	Digest string `json:"digest,omitempty"`
-	Front  string `json:"front"`            // FrontOverlay or FrontTree
-	Reason string `json:"reason,omitempty"` // why it is no overlay
+	Front  string `json:"front"`            // FrontOverlay, FrontTree or FrontKernel
+	Reason string `json:"reason,omitempty"` // why it is not the best, or shares less than it could
 	Target string `json:"target"`
 	// Volumes are the ids of the volumes that show it, or the directories of the
 	// mount command.
@@ -92,7 +99,7 @@ func (e *Engine) answer(q query) Status {
 
 // account returns the status of what a query names, and for each domain in it what
 // there is to know of its files.
-func (e *Engine) account(q query) (Status, []*domainFiles) {
+func (e *Engine) account(q query) (Status, []filesOf) {
 	byDomain := make(map[*domain]*domainFiles)
 	add := func(j *joined, idle bool) *domainFiles {
 		d := byDomain[j.domain]
@@ -125,9 +132,24 @@ func (e *Engine) account(q query) (Status, []*domainFiles) {
 		return cmp.Or(strings.Compare(a.status.Name, b.status.Name), strings.Compare(a.status.ContentMount, b.status.ContentMount))
 	})
 	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
+	files := make([]filesOf, 0, len(list))
 	for _, d := range list {
 		d.finish()
 		s.Domains = append(s.Domains, d.status)
+		files = append(files, d)
 	}
-	return s, list
+	for _, d := range e.kernelDomainsOf(q) {
+		s.Domains = append(s.Domains, d.status)
+		files = append(files, d)
+	}
+	return s, files
+}
+
+// filesOf lists the files of a domain.
+type filesOf interface {
+	// each calls f with a number for each file that may have pages, and no fewer bytes
+	// than those have, until it answers false.
+	each(f func(id uint64, held int64) bool)
+	// node returns what a number of each stands for, if it is still there.
+	node(id uint64) (node, bool)
 }

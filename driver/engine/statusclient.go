@@ -23,7 +23,7 @@ import (
 // beside the status of those that did.
 func ReadStatus(ctx context.Context, stateDir string) ([]Status, error) {
 	return askAll(ctx, stateDir, query{}, func(d *DomainStatus, fd int, n node) error {
-		bytes, err := residentBytes(fd)
+		bytes, err := n.residentBytes(fd)
 		d.count(n, bytes)
 		return err
 	})
@@ -82,15 +82,15 @@ func DropCaches(ctx context.Context, stateDir string, filter DropFilter) (Droppe
 		q.Volume = &filter.Volume
 	}
 	var sum Dropped
-	list, err := askAll(ctx, stateDir, q, func(_ *DomainStatus, fd int, _ node) error {
-		before, err := residentBytes(fd)
+	list, err := askAll(ctx, stateDir, q, func(_ *DomainStatus, fd int, n node) error {
+		before, err := n.residentBytes(fd)
 		if err != nil || before == 0 {
 			return err
 		}
 		if err := unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED); err != nil {
 			return err
 		}
-		after, err := residentBytes(fd)
+		after, err := n.residentBytes(fd)
 		sum.Files++
 		sum.Before += before
 		sum.After += after
@@ -200,8 +200,12 @@ func (n node) open(fn func(fd int) error) error {
 }
 
 // residentBytes returns how much of an open file is in the page cache.
-func residentBytes(fd int) (int64, error) {
-	pages, err := residentPages(fd)
+func (n node) residentBytes(fd int) (int64, error) {
+	count := residentPages
+	if n.Behind {
+		count = mincorePages
+	}
+	pages, err := count(fd)
 	return int64(pages) * int64(os.Getpagesize()), err
 }
 

@@ -31,8 +31,10 @@ type query struct {
 }
 
 // picks tells whether the query is for an image that these volumes show.
-func (q query) picks(j *joined, volumes []string) bool {
-	return (q.Domain == nil || *q.Domain == j.domain.name) &&
+func (q query) picks(j *joined, volumes []string) bool { return q.asksFor(j.domain.name, volumes) }
+
+func (q query) asksFor(domain string, volumes []string) bool {
+	return (q.Domain == nil || *q.Domain == domain) &&
 		(q.Volume == nil || slices.Contains(volumes, *q.Volume))
 }
 

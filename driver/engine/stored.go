@@ -28,11 +28,12 @@ const storeWorkers = 2
 const storeTime = 20 * time.Second
 
 // layer returns the layer of the store of files for a front, or nil when it is to
-// have none: without a store, without a domain, and where the page cache has a
-// limit, which does not see the pages of plain files.
+// have none: without a store, without a domain, where the page cache has a limit,
+// which does not see the pages of plain files, and where nothing is hashed, because
+// what is stored has been.
 func (e *Engine) layer(f *front) *filestore.Layer {
 	d := f.domain
-	if e.files == nil || d.name == "" || f.limited || d.fs.CacheLimit() > 0 {
+	if e.files == nil || d.name == "" || d.trusted || f.limited || d.fs.CacheLimit() > 0 {
 		return nil
 	}
 	d.mu.Lock()
