@@ -68,7 +68,9 @@ func TestKernelEngineWithoutDomain(t *testing.T) {
 	devices := images.Build(t, mkfs, []string{"--chunksize=4096", "--blobdev=" + blob}, images.SmallTree(t))
 	state := t.TempDir()
 	mounts := []childMount{
-		{Volume: "v", Image: image, Kernel: true, Keep: true}, {Volume: "w", Image: image, Kernel: true}, {Volume: "v", Image: image, Kernel: true, Trusted: true},
+		{Volume: "v", Image: image, Kernel: true, Keep: true},
+		{Volume: "w", Image: image, Kernel: true},
+		{Volume: "v", Image: image, Kernel: true, Trusted: true},
 		{Volume: "d", Image: devices + ",device=" + blob, Kernel: true},
 	}
 	ch := startChild(t, childConfig{StateDir: state, Mounts: mounts})
@@ -354,8 +356,17 @@ func TestKernelDomainIDs(t *testing.T) {
 	a, b := newKernelDomains(), newKernelDomains()
 	seen := make(map[string]string)
 	for _, req := range []Request{
-		{Domain: "x"}, {Domain: "x", Trusted: true}, {Domain: "trusted:x"}, {Domain: "domain:x"}, {Domain: "namespace/x"},
-		{Domain: "domain/namespace/x"}, {VolumeID: "x"}, {VolumeID: "domain:x"}, {Domain: "a,b"}, {Domain: strings.Repeat("d", 200)}, {},
+		{Domain: "x"},
+		{Domain: "x", Trusted: true},
+		{Domain: "trusted:x"},
+		{Domain: "domain:x"},
+		{Domain: "namespace/x"},
+		{Domain: "domain/namespace/x"},
+		{VolumeID: "x"},
+		{VolumeID: "domain:x"},
+		{Domain: "a,b"},
+		{Domain: strings.Repeat("d", 200)},
+		{},
 	} {
 		for _, d := range []kernelDomains{a, b} {
 			id := d.id(domainKey(req))

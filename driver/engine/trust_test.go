@@ -156,7 +156,8 @@ func TestTrustIsContained(t *testing.T) {
 				{Domain: "x", Volume: "tf", Image: f.forged, Trusted: true, Keep: true}, {Domain: "x", Volume: "th", Image: f.honest, Trusted: true, Keep: true},
 			}
 			verified := []childMount{
-				{Domain: "x", Volume: "vf", Image: f.forged, Keep: true}, {Domain: "x", Volume: "vh", Image: f.honest, Keep: true},
+				{Domain: "x", Volume: "vf", Image: f.forged, Keep: true},
+				{Domain: "x", Volume: "vh", Image: f.honest, Keep: true},
 				{Domain: "trusted:x", Volume: "n", Image: f.honest},
 			}
 			for _, c := range []childConfig{
