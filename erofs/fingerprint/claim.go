@@ -37,7 +37,7 @@ func Claimed(im *erofs.Image, files []File) (*Index, error) {
 // newIndex is NewIndex for files that are some of all the image has.
 func newIndex(files []File, sums []Sum, all int) *Index {
 	ix := NewIndex(files, sums)
-	ix.leftOut = uint32(min(all-ix.count, math.MaxUint32)) //nolint:gosec // not negative
+	ix.leftOut = uint32(min(all-ix.count, math.MaxUint32))
 	return ix
 }
 
