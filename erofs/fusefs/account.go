@@ -40,7 +40,7 @@ func (f *FS) eachInUse(m *share.Member, fn func(nodeID, *share.Use) bool) {
 		return each(contentNode(in.Index()), in.Use())
 	})
 	slots := make(map[uint32]bool)
-	for slot, t := range *f.trees.Load() {
+	for slot, t := range *f.trees.bySlot.Load() {
 		if m == nil || t.member == m {
 			slots[slot] = true
 			for id, use := range t.files() {
@@ -87,7 +87,7 @@ func (f *FS) Node(node uint64) (NodeUse, bool) {
 			return NodeUse{id.path(), n.inode.Size(), f.filesOf(n)}, true
 		}
 	case kindTree:
-		if t := f.tree(id.slot()); t != nil {
+		if t := f.trees.tree(id.slot()); t != nil {
 			return NodeUse{id.path(), t.size(id.ino()), []share.MemberFiles{{Member: t.member, Files: 1}}}, true
 		}
 	case kindInternal:
@@ -101,7 +101,7 @@ func (f *FS) filesOf(n *merged) (list []share.MemberFiles) {
 	files := slices.Clone(n.files)
 	f.merged.mu.Unlock()
 	for _, file := range files {
-		t := f.tree(file.slot())
+		t := f.trees.tree(file.slot())
 		if t == nil {
 			continue // the image has left
 		}

@@ -30,13 +30,7 @@ func (f *FS) lookupInternal(dir nodeID, name string) (nodeID, fuse.Attr) {
 	case dir == privateID:
 		return f.contentByPath("/private/" + name)
 	case dir == treeID:
-		slot, err := strconv.ParseUint(name, 10, 32)
-		if t := f.tree(uint32(slot)); err == nil && t != nil {
-			id := treeNode(t.slot, t.root)
-			if attr, errno := f.treeAttr(id); errno == 0 {
-				return id, attr
-			}
-		}
+		return f.trees.byName(name)
 	case dir == byNodeID:
 		return f.nodeByNumber(name)
 	}

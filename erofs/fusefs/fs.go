@@ -21,7 +21,6 @@
 package fusefs
 
 import (
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -43,20 +42,15 @@ type FS struct {
 	domain *share.Domain
 	server atomic.Pointer[fuse.Server]
 
-	// trees is replaced, never changed, by writers that hold mu.
-	trees atomic.Pointer[map[uint32]*tree]
-
-	mu       sync.Mutex
-	nextSlot uint32 // GUARDED_BY(mu)
-
+	trees  trees
 	merged mergedNodes
 	cap    cacheCap
 }
 
 // New makes the file system of a domain.
 func New(d *share.Domain) *FS {
-	f := &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), domain: d, nextSlot: 1}
-	f.trees.Store(&map[uint32]*tree{})
+	f := &FS{RawFileSystem: fuse.NewDefaultRawFileSystem(), domain: d}
+	f.trees.init()
 	f.merged.init(d)
 	f.cap.over = make(chan struct{}, 1)
 	return f
@@ -90,7 +84,7 @@ func (f *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENO
 func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	id := nodeID(h.NodeId)
 	if id.kind() == kindTree {
-		return f.treeLookup(id, name, out)
+		return f.trees.lookup(id, name, out, f.child)
 	}
 	child, attr := f.lookupInternal(id, name)
 	if child == 0 {
@@ -150,7 +144,7 @@ func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 			return n.attr(), 0
 		}
 	case kindTree:
-		return f.treeAttr(id)
+		return f.trees.attr(id)
 	case kindInternal:
 		if id.isInternalDir() {
 			return dirAttr(id), 0
@@ -198,7 +192,7 @@ func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResu
 func (f *FS) StatFs(_ <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	out.Bsize, out.Frsize, out.NameLen = blockSize, blockSize, nameMax
 	if id := nodeID(h.NodeId); id.kind() == kindTree {
-		return f.treeStatFs(id, out)
+		return f.trees.statFs(id, out)
 	}
 	return fuse.OK
 }

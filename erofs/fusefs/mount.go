@@ -23,10 +23,11 @@ const (
 	FSType = "fuse.erofs-csi"
 )
 
-// Mount is a mounted FS, served until it is unmounted.
+// Mount is a mounted FS or Passthrough, served until it is unmounted.
 type Mount struct {
 	dir    string
 	device uint64 // st_dev: major and minor as unix.Mkdev makes them
+	fd     int    // of /dev/fuse; server's
 	server *fuse.Server
 	served chan struct{} // closed when the last request has been answered
 }
@@ -36,18 +37,46 @@ type Mount struct {
 // content mount holds every file of the domain, whatever its mode was. ctx bounds
 // the start alone.
 func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
+	m, err := serveFS(ctx, fs, dir, contentOptions())
+	if err != nil {
+		return nil, err
+	}
+	go fs.keepCap(m.served)
+	return m, nil
+}
+
+// ServePassthrough mounts p at dir, as Serve does.
+//
+// Errors: ErrNoPassthrough, which leaves nothing mounted.
+func ServePassthrough(ctx context.Context, p *Passthrough, dir string) (*Mount, error) {
+	m, err := serveFS(ctx, p, dir, passthroughOptions())
+	if err != nil {
+		return nil, err
+	}
+	var o *openers
+	if err = p.check(); err == nil {
+		o, err = startOpeners(m.fd)
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.Unmount(ctx))
+	}
+	p.openers.Store(o)
+	return m, nil
+}
+
+func serveFS(ctx context.Context, fs fuse.RawFileSystem, dir string, options *fuse.MountOptions) (*Mount, error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded?)", err)
 	}
 	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other,default_permissions,max_read=%d",
-		fd, os.Geteuid(), os.Getegid(), requestSize)
+		fd, os.Geteuid(), os.Getegid(), options.MaxWrite)
 	if err := unix.Mount(Source, dir, FSType, unix.MS_RDONLY, opts); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("mount %s at %s: %w", FSType, dir, err)
 	}
-	m := &Mount{dir: dir, served: make(chan struct{})}
-	m.server, err = fuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), serverOptions())
+	m := &Mount{dir: dir, fd: fd, served: make(chan struct{})}
+	m.server, err = fuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), options)
 	if err != nil {
 		_ = unix.Close(fd)
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
@@ -57,7 +86,6 @@ func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
 		m.server.Serve()
 		close(m.served)
 	}()
-	go fs.keepCap(m.served)
 	// Not by stat(2), which would ask our own server.
 	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
 	if err != nil || len(infos) == 0 {
@@ -68,11 +96,30 @@ func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
 	return m, nil
 }
 
+// contentOptions are those of a content mount.
+func contentOptions() *fuse.MountOptions {
+	o := serverOptions()
+	o.MaxWrite = requestSize
+	// A stack depth above 0 would keep overlayfs from stacking a container's
+	// root on a front, and a Passthrough from reading from here.
+	o.DisabledCapabilities = fuse.CAP_PASSTHROUGH
+	return o
+}
+
+// passthroughOptions are those of a Passthrough. Its stack depth is 1, so that the
+// overlay of a container can be on top, which is as deep as the kernel lets file
+// systems be stacked.
+func passthroughOptions() *fuse.MountOptions {
+	o := serverOptions()
+	o.MaxWrite = 128 << 10 // no reads, but listings
+	o.MaxStackDepth = 1
+	return o
+}
+
 func serverOptions() *fuse.MountOptions {
 	return &fuse.MountOptions{
 		FsName:               Source,
 		Name:                 "erofs-csi",
-		MaxWrite:             requestSize,
 		MaxBackground:        64,
 		DisableSplice:        true, // our replies are bytes in memory: the pipe would be in the way
 		EnableSymlinkCaching: true,
@@ -80,9 +127,9 @@ func serverOptions() *fuse.MountOptions {
 		// Nothing changes behind the kernel: it must not drop pages for a new mtime.
 		ExplicitDataCacheControl: true,
 		ExtraCapabilities:        fuse.CAP_NO_OPENDIR_SUPPORT,
-		// A stack depth above 0 would keep overlayfs from stacking a container's
-		// root on a front.
-		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		// The kernel alone checks permissions, by the ids that the mount shows, so
+		// that trees may be mounted with others (Linux 6.12).
+		IDMappedMount: true,
 	}
 }
 
@@ -98,6 +145,11 @@ func (m *Mount) SetReadahead(bytes int) error {
 
 // RequestSize is the largest read that the kernel asks for at once, in bytes.
 func (m *Mount) RequestSize() int { return requestSize }
+
+// IDMappable tells whether mounts of it can be id-mapped (Linux 6.12).
+func (m *Mount) IDMappable() bool {
+	return m.server.KernelSettings().Flags64()&fuse.CAP_ALLOW_IDMAP != 0
+}
 
 // Alive returns an error when the session has ended, by Unmount or because
 // somebody aborted the connection: nothing answers reads any more.

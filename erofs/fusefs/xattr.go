@@ -9,14 +9,10 @@ import (
 )
 
 // xattrs lists a node's extended attributes.
-func (f *FS) xattrs(id nodeID) (list []erofs.Xattr, err error) {
+func (f *FS) xattrs(id nodeID) ([]erofs.Xattr, error) {
 	switch id.kind() {
 	case kindTree:
-		err = f.inode(id, func(_ *tree, _ *erofs.Image, in *erofs.Inode) error {
-			list, err = in.Xattrs()
-			return err
-		})
-		return list, err
+		return f.trees.xattrs(id)
 	case kindMerged:
 		n := f.merged.get(id)
 		if n == nil {
@@ -28,9 +24,27 @@ func (f *FS) xattrs(id nodeID) (list []erofs.Xattr, err error) {
 	return nil, nil
 }
 
+func (ts *trees) xattrs(id nodeID) (list []erofs.Xattr, err error) {
+	err = ts.inode(id, func(_ *tree, _ *erofs.Image, in *erofs.Inode) error {
+		list, err = in.Xattrs()
+		return err
+	})
+	return list, err
+}
+
 // GetXAttr reads one extended attribute.
 func (f *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	list, err := f.xattrs(nodeID(h.NodeId))
+	return getXattr(list, err, name, dest)
+}
+
+// ListXAttr lists the names, each ended by a NUL.
+func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
+	list, err := f.xattrs(nodeID(h.NodeId))
+	return listXattrs(list, err, dest)
+}
+
+func getXattr(list []erofs.Xattr, err error, name string, dest []byte) (uint32, fuse.Status) {
 	if err != nil {
 		return 0, fuse.Status(errnoOf(err))
 	}
@@ -46,9 +60,7 @@ func (f *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []b
 	return 0, fuse.ENOATTR
 }
 
-// ListXAttr lists the names, each ended by a NUL.
-func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	list, err := f.xattrs(nodeID(h.NodeId))
+func listXattrs(list []erofs.Xattr, err error, dest []byte) (uint32, fuse.Status) {
 	if err != nil {
 		return 0, fuse.Status(errnoOf(err))
 	}
