@@ -34,6 +34,7 @@ func (a engineAdapter) Mount(ctx context.Context, req frontRequest, img image) (
 		Image:      img.(*nodecache.Image),
 		Keep:       req.Keep,
 		CacheLimit: req.CacheLimit,
+		IDMapped:   req.IDMapped,
 		Trusted:    req.Trusted,
 		Kernel:     req.Kernel,
 	})

@@ -21,6 +21,7 @@ const (
 	keyEngine       = "engine"
 	keyLazy         = "lazy"
 	keyCacheLimit   = "cacheLimit"
+	keyUserNS       = "userNamespaces"
 )
 
 // Keys that Kubernetes adds by itself.
@@ -56,6 +57,8 @@ type attributes struct {
 	Engine       string               `json:"engine"`
 	Lazy         string               `json:"lazy"`
 	CacheLimit   int64                `json:"cacheLimit,omitempty"` // bytes; 0: none
+
+	UserNamespaces bool `json:"userNamespaces,omitempty"` // pods that have it may be in user namespaces
 }
 
 // podInfo is what kubelet tells of the pod.
@@ -105,6 +108,13 @@ func parseAttributes(m map[string]string) (attributes, error) {
 	if a.CacheLimit != 0 && a.Engine == engineKernel {
 		return attributes{}, refuse(errInvalid, "volume attribute cacheLimit: the kernel's page cache has no such limit; leave it out with engine: kernel")
 	}
+	switch v := m[keyUserNS]; v {
+	case "", "false":
+	case "true":
+		a.UserNamespaces = true
+	default:
+		return attributes{}, refuse(errInvalid, "volume attribute userNamespaces: %q is neither true nor false", v)
+	}
 	return a, nil
 }
 
@@ -122,7 +132,7 @@ func (a *attributes) needTrust() string {
 	return strings.Join(list, " and ")
 }
 
-var attributeKeys = []string{keyImage, keyDomain, keyPullPolicy, keyFingerprints, keyEngine, keyLazy, keyCacheLimit}
+var attributeKeys = []string{keyImage, keyDomain, keyPullPolicy, keyFingerprints, keyEngine, keyLazy, keyCacheLimit, keyUserNS}
 
 // hasAttributes reports whether a volume context has any key that is not
 // Kubernetes' own.

@@ -33,6 +33,8 @@ func TestParseAttributes(t *testing.T) {
 		{"trusted fingerprints", map[string]string{"fingerprints": "trusted"}, with(func(a *attributes) { a.Fingerprints = "trusted" })},
 		{"cache limit", map[string]string{"cacheLimit": "1.5Gi"}, with(func(a *attributes) { a.CacheLimit = 3 << 29 })},
 		{"least cache limit", map[string]string{"cacheLimit": "16777216"}, with(func(a *attributes) { a.CacheLimit = 16 << 20 })},
+		{"user namespaces", map[string]string{"userNamespaces": "true"}, with(func(a *attributes) { a.UserNamespaces = true })},
+		{"no user namespaces", map[string]string{"userNamespaces": "false"}, defaults},
 		{"never", map[string]string{"pullPolicy": "Never"}, with(func(a *attributes) { a.PullPolicy = nodecache.Never })},
 		{"path", map[string]string{"image": "/images/a.erofs,device=/images/b"}, with(func(a *attributes) { a.Image = "/images/a.erofs,device=/images/b" })},
 		{"Kubernetes' keys", map[string]string{
@@ -82,6 +84,7 @@ func TestParseAttributesRefuses(t *testing.T) {
 		{"cache limit", map[string]string{"image": "a", "cacheLimit": "much"}, []string{"cacheLimit", `"much"`, "512Mi"}},
 		{"small cache limit", map[string]string{"image": "a", "cacheLimit": "15Mi"}, []string{`"15Mi"`, "between 16Mi and 8Ei"}},
 		{"endless cache limit", map[string]string{"image": "a", "cacheLimit": "9e30"}, []string{`"9e30"`, "8Ei"}},
+		{"user namespaces", map[string]string{"image": "a", "userNamespaces": "yes"}, []string{"userNamespaces", `"yes"`, "true nor false"}},
 		{"negative cache limit", map[string]string{"image": "a", "cacheLimit": "-1Gi"}, []string{`"-1Gi"`}},
 	}
 	for _, test := range tests {

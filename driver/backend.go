@@ -40,6 +40,7 @@ type frontRequest struct {
 	Domain     string
 	VolumeID   string
 	CacheLimit int64 // of the domain, in bytes; 0: none
+	IDMapped   bool  // its mounts can be id-mapped, or it is an error
 	// Keep the image's pages when the volume ends: it, or another of its domain,
 	// may come back.
 	Keep bool

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
 // Name is the name of the driver, as CSIDriver objects and StorageClasses
@@ -40,7 +42,7 @@ type Config struct {
 	// StateDir holds what must not outlive the kernel's mounts, so it belongs
 	// on a tmpfs; "" is DefaultStateDir.
 	StateDir string
-	// Front is "auto" (also ""), "overlay" or "tree".
+	// Front is one of engine.Fronts; "" is "auto".
 	Front string
 	// StoreLimit is how much of CacheDir's file system plain copies of large files may
 	// take, as engine.StoreConfig takes it; "" is none.
@@ -106,8 +108,8 @@ func (c *Config) checkNode() error {
 	if c.Front == "" {
 		c.Front = "auto"
 	}
-	if !slices.Contains([]string{"auto", "overlay", "tree"}, c.Front) {
-		return fmt.Errorf("front %q: want auto, overlay or tree", c.Front)
+	if !slices.Contains(engine.Fronts, c.Front) {
+		return fmt.Errorf("front %q: want one of %s", c.Front, strings.Join(engine.Fronts, ", "))
 	}
 	for _, d := range []struct{ what, path string }{
 		{"cache directory", c.CacheDir},

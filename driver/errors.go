@@ -63,6 +63,10 @@ var codeTable = []struct {
 	{nodecache.ErrUnsupportedImage, codes.FailedPrecondition},
 	{nodecache.ErrLocked, codes.FailedPrecondition},
 
+	// A newer kernel, or another front by --front, would do.
+	{engine.ErrNotIDMapped, codes.FailedPrecondition},
+	{engine.ErrNoPassthrough, codes.FailedPrecondition},
+
 	// What the request names is no EROFS image: the request is wrong. A valid
 	// image that this release cannot read becomes right by an upgrade: the
 	// state of the system is.

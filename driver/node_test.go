@@ -157,6 +157,7 @@ func TestFrontRequests(t *testing.T) {
 	ctx := context.Background()
 	stage := p.stageRequest(t, "v")
 	stage.VolumeContext["cacheLimit"] = "64Mi"
+	stage.VolumeContext["userNamespaces"] = "true"
 	if _, err := p.NodeStageVolume(ctx, stage); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +176,7 @@ func TestFrontRequests(t *testing.T) {
 	}
 	wantCode(t, inline("csi-3", "allowed", "team"), codes.InvalidArgument, "cacheLimit", `"team"`)
 	want := map[string]frontRequest{
-		"v":     {VolumeID: "v", CacheLimit: 64 << 20, Keep: true},
+		"v":     {VolumeID: "v", CacheLimit: 64 << 20, IDMapped: true, Keep: true},
 		"csi-1": {VolumeID: "csi-1", CacheLimit: 32 << 20},
 		"csi-2": {VolumeID: "csi-2", CacheLimit: 32 << 20, Domain: "namespace/n", Keep: true},
 	}

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,12 +13,14 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // frontKinds are the fronts that --front can force.
-var frontKinds = []string{"overlay", "tree"}
+var frontKinds = []string{"overlay", "tree-passthrough", "tree"}
 
 // TestRealLife: a volume and an inline volume show what the kernel shows, and
 // leave nothing: no mount, descriptor, goroutine or file.
@@ -72,6 +75,36 @@ func TestRealLife(t *testing.T) {
 			ch.end(t, syscall.SIGTERM)
 		})
 	}
+}
+
+// A volume for pods in user namespaces has a front that the runtime can id-map,
+// beside the overlay of one that is not, and none where only the overlay may be had.
+func TestRealUserNamespaces(t *testing.T) {
+	tree := images.TinyTree(t)
+	n := newNode(t, "auto")
+	image := n.image(t, "a.erofs", tree)
+	ch := n.start(t)
+	must(t, n.stage(ch, "plain", image, "domain_id=d"))
+	must(t, n.stage(ch, "mapped", image, "domain_id=d", "userNamespaces=true"))
+	want := images.KernelMount(t, image)
+	images.CompareTrees(t, want, n.path("staging-mapped"), images.CompareOptions{})
+	list, err := engine.ReadStatus(t.Context(), n.config.StateDir)
+	must(t, err)
+	got := make(map[string]string)
+	for _, f := range list[0].Domains[0].Fronts {
+		got[strings.Join(f.Volumes, " ")] = f.Front
+	}
+	if want := map[string]string{"plain": "overlay", "mapped": "tree-passthrough"}; !maps.Equal(got, want) {
+		t.Errorf("fronts %v, want %v", got, want)
+	}
+	must(t, n.unstage(ch, "mapped"))
+	must(t, n.unstage(ch, "plain"))
+	ch.end(t, syscall.SIGTERM)
+
+	n = newNode(t, "overlay")
+	ch = n.start(t)
+	wantCode(t, n.stage(ch, "mapped", n.image(t, "a.erofs", tree), "userNamespaces=true"), codes.FailedPrecondition, "id-mapped", "--front auto")
+	ch.end(t, syscall.SIGTERM)
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {

@@ -160,7 +160,7 @@ func (u *undo) end(ctx context.Context, err *error) {
 func wantFront(volumeID, domain string, ephemeral bool, a *attributes) frontRequest {
 	return frontRequest{
 		Domain: domain, VolumeID: volumeID,
-		CacheLimit: a.CacheLimit, Keep: domain != "" || !ephemeral,
+		CacheLimit: a.CacheLimit, IDMapped: a.UserNamespaces, Keep: domain != "" || !ephemeral,
 		Trusted: a.Fingerprints == fingerprintsTrusted, Kernel: a.Engine == engineKernel,
 	}
 }

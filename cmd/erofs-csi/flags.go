@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/erofs-csi/erofs-csi/driver"
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -38,7 +39,7 @@ func addChoice(cmd *cobra.Command, name, usage string, words ...string) *choice 
 }
 
 func addFront(cmd *cobra.Command) *choice {
-	return addChoice(cmd, "front", "what a mount is made of; auto takes overlay where the kernel allows it", "auto", "overlay", "tree")
+	return addChoice(cmd, "front", "what a mount is made of; auto takes the first of the others that the kernel allows", engine.Fronts...)
 }
 
 func addCacheDir(flags *pflag.FlagSet, p *string) {

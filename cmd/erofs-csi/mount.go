@@ -21,6 +21,7 @@ import (
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
 	cacheLimit, storeLimit            string
+	userNamespaces                    bool
 	front, engine, fingerprints       *choice
 	pull                              *pull
 }
@@ -64,6 +65,7 @@ $DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
 	f.fingerprints = addChoice(cmd, "fingerprints", "what makes files equal: their hash, or what the images say of them", "verified", "trusted")
 	flags.StringVar(&f.cacheLimit, "cache-limit", "", "`SIZE` that the page cache of all images together may have, as 512Mi; empty: no limit")
 	addStoreLimit(flags, &f.storeLimit, "0")
+	flags.BoolVar(&f.userNamespaces, "user-namespaces", false, "mounts can be id-mapped, for containers in user namespaces (Linux 6.12)")
 	f.pull = addPull(cmd)
 	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
 	_ = flags.MarkHidden("pprof") // it fails only for a flag that does not exist
@@ -208,6 +210,7 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	m.front, err = s.engine.Mount(ctx, engine.Request{
 		Domain: s.flags.domain, VolumeID: p.dir, Image: m.image, CacheLimit: s.cacheLimit,
 		Trusted: s.flags.fingerprints.value == "trusted", Kernel: s.flags.engine.value == engine.EngineKernel,
+		IDMapped: s.flags.userNamespaces,
 	})
 	if err != nil {
 		return imageError(p.arg, err)

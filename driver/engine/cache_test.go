@@ -26,8 +26,8 @@ func TestPagesOutliveTheirVolume(t *testing.T) {
 	mkfs := images.NewestMkfs(t)
 	one, two := images.Build(t, mkfs, nil, a), images.Build(t, mkfs, []string{"-zlz4"}, b)
 	want := images.KernelMount(t, two)
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
+	eachFront(t, func(t *testing.T, front string) {
+		state := stateDir(t)
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{
 			{Domain: "x", Volume: "v", Image: one, Keep: true},
 			{Domain: "x", Volume: "w", Image: two},
@@ -75,7 +75,7 @@ func TestPagesOutliveTheirVolume(t *testing.T) {
 // A domain that has idle images alone goes with them, which is no error.
 func TestDropOfAnIdleDomain(t *testing.T) {
 	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
-	state := t.TempDir()
+	state := stateDir(t)
 	ch := startChild(t, childConfig{StateDir: state, Mounts: []childMount{{Domain: "x", Image: image, Keep: true}}})
 	ch.toggle(t, 0)
 	if d, err := DropCaches(t.Context(), state, DropFilter{Domain: "x"}); err != nil || d != (Dropped{Images: 1}) {
@@ -102,7 +102,7 @@ func TestIdleImagesAreFew(t *testing.T) {
 	}
 
 	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
-	state := t.TempDir()
+	state := stateDir(t)
 	var mounts []childMount
 	for i := range maxIdle + 3 {
 		mounts = append(mounts, childMount{Volume: fmt.Sprint(i), Image: image, Keep: true})
@@ -122,7 +122,7 @@ func TestIdleImagesAreFew(t *testing.T) {
 
 func TestUnlinkedImagesAreLetGo(t *testing.T) {
 	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
-	state := t.TempDir()
+	state := stateDir(t)
 	ch := startChild(t, childConfig{StateDir: state, Mounts: []childMount{{Domain: "x", Image: image, Keep: true}}, IdleCheck: 10 * time.Millisecond})
 	ch.toggle(t, 0)
 	time.Sleep(100 * time.Millisecond)
@@ -145,48 +145,58 @@ func TestUnlinkedImagesAreLetGo(t *testing.T) {
 func TestIdleImagesOfADeadSessionAreLetGo(t *testing.T) {
 	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
 	want := images.KernelMount(t, image)
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
-		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{{Domain: "x", Image: image, Keep: true}}})
-		ch.toggle(t, 0)
-		infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
-			return !strings.HasPrefix(i.Mountpoint, state) || i.FSType != fusefs.FSType, false
-		})
-		if err != nil || len(infos) != 1 {
-			t.Fatalf("content mounts: %v, %v", infos, err)
-		}
-		control := t.TempDir()
-		if err := unix.Mount("fusectl", control, "fusectl", 0, ""); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = unix.Unmount(control, 0) })
-		if err := os.WriteFile(fmt.Sprintf("%s/%d/abort", control, infos[0].Minor), []byte("1"), 0); err != nil {
-			t.Fatal(err)
-		}
-		for range 100 { // the engine learns of it in its own time
-			ch.toggle(t, 0)
-			if ch.Fronts[0].Err == "" {
-				if _, err := os.ReadDir(ch.Fronts[0].Path); err == nil {
-					break
-				}
-				ch.toggle(t, 0)
+	eachFront(t, func(t *testing.T, front string) {
+		for _, dead := range []string{"content-", "passthrough-"} {
+			if dead == "passthrough-" && front != FrontPassthrough {
+				continue
 			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		ch.mustFront(t, 0, front)
-		images.CompareTrees(t, want, ch.Fronts[0].Path, compareOptions(front))
-		if got := len(mountsBelow(t, state)); got > 4 {
-			t.Errorf("mounts are left of the dead session: %v", mountsBelow(t, state))
+			testDeadSession(t, front, dead, image, want)
 		}
 	})
+}
+
+func testDeadSession(t *testing.T, front, dead, image, want string) {
+	t.Helper()
+	state := stateDir(t)
+	ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{{Domain: "x", Image: image, Keep: true}}})
+	ch.toggle(t, 0)
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(i.Mountpoint, state) || !strings.Contains(i.Mountpoint, dead) || i.FSType != fusefs.FSType, false
+	})
+	if err != nil || len(infos) != 1 {
+		t.Fatalf("mounts of %s: %v, %v", dead, infos, err)
+	}
+	control := t.TempDir()
+	if err := unix.Mount("fusectl", control, "fusectl", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(control, 0) })
+	if err := os.WriteFile(fmt.Sprintf("%s/%d/abort", control, infos[0].Minor), []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 { // the engine learns of it in its own time
+		ch.toggle(t, 0)
+		if ch.Fronts[0].Err == "" {
+			if _, err := os.ReadFile(ch.Fronts[0].Path + "/words"); err == nil {
+				break
+			}
+			ch.toggle(t, 0)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ch.mustFront(t, 0, front)
+	images.CompareTrees(t, want, ch.Fronts[0].Path, compareOptions(front))
+	if got := len(mountsBelow(t, state)); got > 4 {
+		t.Errorf("mounts are left of the dead session: %v", mountsBelow(t, state))
+	}
 }
 
 func TestDropCaches(t *testing.T) {
 	a, b := twoVersions(t)
 	mkfs := images.NewestMkfs(t)
 	const file = (3<<20 + 123 + 4095) / 4096 * 4096
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
+	eachFront(t, func(t *testing.T, front string) {
+		state := stateDir(t)
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{
 			{Domain: "x", Volume: "v", Image: images.Build(t, mkfs, nil, a)},
 			{Domain: "x", Volume: "w", Image: images.Build(t, mkfs, nil, b)},
@@ -204,8 +214,8 @@ func TestDropCaches(t *testing.T) {
 		}{
 			{DropFilter{}, nil},
 			{DropFilter{Domain: "x"}, nil},
-			{DropFilter{Domain: "x", Volume: "v"}, map[string]int64{FrontOverlay: file, FrontTree: 3 * file}}, // b alone has
-			{DropFilter{Volume: "w"}, map[string]int64{FrontOverlay: file, FrontTree: 4 * file}},              // a alone has
+			{DropFilter{Domain: "x", Volume: "v"}, map[string]int64{FrontOverlay: file, FrontPassthrough: file, FrontTree: 3 * file}}, // b alone has
+			{DropFilter{Volume: "w"}, map[string]int64{FrontOverlay: file, FrontPassthrough: file, FrontTree: 4 * file}},              // a alone has
 		} {
 			d, err := DropCaches(t.Context(), state, c.filter)
 			if left := c.left[front]; err != nil || d.Domains != 1 || d.After != 0 || d.Before != all-left {
@@ -251,7 +261,7 @@ func TestDropCaches(t *testing.T) {
 func TestFadviseReachesTheSharedPages(t *testing.T) {
 	a, b := twoVersions(t)
 	mkfs := images.NewestMkfs(t)
-	state := t.TempDir()
+	state := stateDir(t)
 	ch := startChild(t, childConfig{StateDir: state, Front: FrontOverlay, Mounts: []childMount{
 		{Domain: "x", Image: images.Build(t, mkfs, nil, a)}, {Domain: "x", Image: images.Build(t, mkfs, nil, b)},
 	}})
@@ -289,8 +299,8 @@ func TestCacheLimit(t *testing.T) {
 	}
 	mkfs := images.NewestMkfs(t)
 	plain, lz4 := images.Build(t, mkfs, nil, tree), images.Build(t, mkfs, []string{"-zlz4"}, tree)
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
+	eachFront(t, func(t *testing.T, front string) {
+		state := stateDir(t)
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{
 			{Domain: "x", Volume: "v", Image: plain, Limit: limit}, {Domain: "x", Volume: "w", Image: lz4, Limit: 2 * limit},
 		}})

@@ -43,7 +43,7 @@ type childMount struct {
 	Keep   bool
 	Limit  int64
 
-	Trusted, Kernel bool
+	Trusted, Kernel, IDMapped bool
 }
 
 // childReport is what it answers, one line of JSON, when all is mounted.
@@ -142,7 +142,10 @@ func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childM
 		return nil, childFront{}, err
 	}
 	defer img.Release()
-	f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img, Keep: m.Keep, CacheLimit: m.Limit, Trusted: m.Trusted, Kernel: m.Kernel})
+	f, err := e.Mount(ctx, Request{
+		Domain: m.Domain, VolumeID: m.Volume, Image: img, Keep: m.Keep, CacheLimit: m.Limit,
+		Trusted: m.Trusted, Kernel: m.Kernel, IDMapped: m.IDMapped,
+	})
 	if err != nil {
 		return nil, childFront{Err: err.Error()}, nil
 	}
@@ -158,11 +161,22 @@ type child struct {
 	stderr *strings.Builder
 }
 
+// stateDir is a directory with a short name, for a socket's name has 107 bytes.
+func stateDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "engine-") //nolint:usetesting // the path of a test with a long name is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
 // startChild starts an engine that mounts c, and ends it with the test.
 func startChild(t *testing.T, c childConfig) *child {
 	t.Helper()
 	if c.StateDir == "" {
-		c.StateDir = t.TempDir()
+		c.StateDir = stateDir(t)
 	}
 	if c.CacheDir == "" {
 		c.CacheDir = t.TempDir()

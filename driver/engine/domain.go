@@ -30,6 +30,9 @@ type domain struct {
 	fs      *fusefs.FS
 	mount   *fusefs.Mount
 
+	passthroughMu sync.Mutex
+	passthrough   *passthrough // of fronts of this kind, nil before the first; GUARDED_BY(passthroughMu)
+
 	mu     sync.Mutex
 	limits map[*Front]int64 // what its volumes ask for; GUARDED_BY(mu)
 	layer  *filestore.Layer // of its large files, nil before the first; set once, GUARDED_BY(mu)
@@ -85,9 +88,11 @@ func (e *Engine) makeDomain(ctx context.Context, name string, trusted bool) (*do
 }
 
 func (e *Engine) unmakeDomain(d *domain) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), unmountTimeout)
+	ctx := context.WithoutCancel(e.ctx)
+	err := e.unmakePassthrough(ctx, d) // first: its open files are of the content mount
+	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
 	defer cancel()
-	if err := d.mount.Unmount(ctx); err != nil {
+	if err := errors.Join(err, d.mount.Unmount(ctx)); err != nil {
 		return err
 	}
 	klog.FromContext(e.ctx).V(2).Info("Unmounted a domain's content", "domain", d.name, "target", d.mount.Dir())

@@ -7,12 +7,17 @@
 //   - "overlay": overlayfs over META, a small EROFS image of our own making that
 //     holds the image's metadata, with the content mount as data-only layer. Needs
 //     Linux 6.5 and kernel EROFS.
+//   - "tree-passthrough": a subdirectory of a FUSE superblock of the domain's, whose
+//     open files the kernel reads from the content mount. Needs Linux 6.9; opens come
+//     to us. Its mounts can be id-mapped (6.12).
 //   - "tree": a subdirectory of the content mount. Needs FUSE alone; equal files
-//     share memory only where their metadata agree as well. It takes over by itself
-//     where the overlay can't be had, and says why.
+//     share memory only where their metadata agree as well.
 //   - "kernel": the kernel's own EROFS mount of the image, which shares between its
 //     mounts (Linux 7.3). Only for those who ask for it: the image's bytes are the
 //     kernel's to parse, and nothing of the above has a part in it.
+//
+// The first that can be had is taken, in this order but for the last, and why not a
+// better one is told.
 //
 // # Limits
 //
@@ -23,9 +28,12 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -37,10 +45,11 @@ import (
 
 // The fronts, as log, status and --front name them.
 const (
-	FrontAuto    = "auto"
-	FrontOverlay = "overlay"
-	FrontTree    = "tree"
-	FrontKernel  = "kernel" // chosen by Request.Kernel, never by Config.Front
+	FrontAuto        = "auto"
+	FrontOverlay     = "overlay"
+	FrontPassthrough = "tree-passthrough"
+	FrontTree        = "tree"
+	FrontKernel      = "kernel" // chosen by Request.Kernel, never by Config.Front
 )
 
 // The engines.
@@ -48,6 +57,9 @@ const (
 	EngineFUSE   = "fuse"
 	EngineKernel = "kernel"
 )
+
+// Fronts are the values of Config.Front.
+var Fronts = []string{FrontAuto, FrontOverlay, FrontPassthrough, FrontTree}
 
 // ErrClosed says that the engine is being closed.
 var ErrClosed = errors.New("the engine is closed")
@@ -88,12 +100,9 @@ type Engine struct {
 // New starts an engine, after removing what dead engines left below the same state
 // directory. The logger is taken from ctx; its end does not end the engine.
 func New(ctx context.Context, cfg Config) (*Engine, error) {
-	switch cfg.Front {
-	case "":
-		cfg.Front = FrontAuto
-	case FrontAuto, FrontOverlay, FrontTree:
-	default:
-		return nil, fmt.Errorf("front %q: want %s, %s or %s", cfg.Front, FrontAuto, FrontOverlay, FrontTree)
+	cfg.Front = cmp.Or(cfg.Front, FrontAuto)
+	if !slices.Contains(Fronts, cfg.Front) {
+		return nil, fmt.Errorf("front %q: want one of %s", cfg.Front, strings.Join(Fronts, ", "))
 	}
 	removeDeadInstances(ctx, cfg.StateDir)
 	in, err := newInstance(ctx, cfg.StateDir)
@@ -134,6 +143,9 @@ type Request struct {
 	// reclaimed them. It is for volumes that may come back, and must be the same in
 	// all requests for one front.
 	Keep bool
+	// IDMapped asks for a front whose mounts can be id-mapped (mount_setattr(2)), as
+	// container runtimes do for pods in user namespaces.
+	IDMapped bool
 	// CacheLimit bounds the page cache of the domain in bytes; 0: no bound. Where
 	// volumes of one domain differ, the smallest limit holds for all.
 	CacheLimit int64
@@ -158,10 +170,10 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	if req.CacheLimit != 0 && req.CacheLimit < MinCacheLimit {
 		return nil, fmt.Errorf("cache limit of %d bytes: want at least %d", req.CacheLimit, MinCacheLimit)
 	}
-	if req.Kernel {
+	if req.Kernel { // whose mounts can be id-mapped
 		return e.mountByKernel(ctx, req)
 	}
-	key := frontKey{domain: domainKey(req), image: req.Image.ID()}
+	key := frontKey{domain: domainKey(req), image: req.Image.ID(), idMapped: req.IDMapped}
 	it, err := e.fronts.acquire(ctx, key, func() (*front, error) { return e.makeFront(ctx, key, req) })
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
@@ -169,7 +181,7 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	shown := it.val
 	f := &Front{
 		path: shown.dir, kind: shown.kind, reason: shown.reason, stats: statsOf(shown.super),
-		healthy: shown.domain.mount.Alive,
+		healthy: shown.alive,
 	}
 	f.release = func() error {
 		shown.removeUser(req.VolumeID)

@@ -19,9 +19,32 @@ import (
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
-// both runs a test for each front.
-func both(t *testing.T, f func(t *testing.T, front string)) {
-	for _, front := range []string{FrontOverlay, FrontTree} {
+// fronts are those that the kernel has. The kernels without a passthrough are known by
+// their version here, because the engine looks at what the kernel says.
+func fronts(t *testing.T) []string {
+	t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	since := func(a, b int) bool { return major > a || major == a && minor >= b }
+	list := []string{FrontTree}
+	if since(6, 9) {
+		list = append(list, FrontPassthrough)
+	}
+	if since(6, 5) {
+		list = append(list, FrontOverlay)
+	}
+	return list
+}
+
+// eachFront runs a test for each front that the kernel has.
+func eachFront(t *testing.T, f func(t *testing.T, front string)) {
+	for _, front := range fronts(t) {
 		t.Run(front, func(t *testing.T) { f(t, front) })
 	}
 }
@@ -66,7 +89,7 @@ func TestFrontShowsWhatTheKernelShows(t *testing.T) {
 			for _, d := range devices {
 				ref += ",device=" + d
 			}
-			both(t, func(t *testing.T, front string) {
+			eachFront(t, func(t *testing.T, front string) {
 				// With a domain the overlay has content by fingerprint, without by nid.
 				domains := []string{"d", ""}
 				if v.tree == real {
@@ -121,7 +144,7 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 		options = []string{"-zlz4", "-C65536", "-Efragments"}
 	}
 	packed := images.Build(t, mkfs, options, b)
-	both(t, func(t *testing.T, front string) {
+	eachFront(t, func(t *testing.T, front string) {
 		ch := startChild(t, childConfig{Front: front, Mounts: []childMount{
 			{Domain: "x", Image: plain},
 			{Domain: "x", Image: lz4},
@@ -138,16 +161,16 @@ func TestEqualFilesOfADomainAreTheSamePages(t *testing.T) {
 		if dir[3] == dir[4] || dir[3] != dir[5] {
 			t.Errorf("fronts without a domain: %v; want one for each volume", dir[3:6])
 		}
-		overlay := front == FrontOverlay
+		always := front != FrontTree // whatever the metadata
 		for _, c := range []struct {
 			what, one, two string
 			want           bool
 		}{
 			{"one file, whatever the compression", dir[0] + "/same", dir[1] + "/same", true},
 			{"one file, in fragments too", dir[0] + "/same", dir[6] + "/same", true},
-			{"another time", dir[0] + "/dated", dir[1] + "/dated", overlay},
-			{"another name, mode and time", dir[0] + "/moved", dir[1] + "/removed", overlay},
-			{"a copy in the image", dir[0] + "/same", dir[0] + "/copy", overlay},
+			{"another time", dir[0] + "/dated", dir[1] + "/dated", always},
+			{"another name, mode and time", dir[0] + "/moved", dir[1] + "/removed", always},
+			{"a copy in the image", dir[0] + "/same", dir[0] + "/copy", always},
 			{"other content", dir[0] + "/other", dir[1] + "/other", false},
 			{"another domain", dir[1] + "/same", dir[2] + "/same", false},
 			{"no domain, two volumes", dir[3] + "/same", dir[4] + "/same", false},
@@ -193,7 +216,7 @@ func TestWaysToRead(t *testing.T) {
 	}
 	mkfs := images.NewestMkfs(t)
 	plain, lz4 := images.Build(t, mkfs, nil, tree), images.Build(t, mkfs, []string{"-zlz4"}, tree)
-	both(t, func(t *testing.T, front string) {
+	eachFront(t, func(t *testing.T, front string) {
 		ch := startChild(t, childConfig{Front: front, Mounts: []childMount{{Domain: "x", Image: plain}, {Domain: "x", Image: lz4}}})
 		for i := range 2 {
 			dir := ch.mustFront(t, i, front)
@@ -231,7 +254,7 @@ func TestWaysToRead(t *testing.T) {
 func TestImageFileIsNotCached(t *testing.T) {
 	a, _ := twoVersions(t)
 	image := images.Build(t, images.NewestMkfs(t), nil, a)
-	both(t, func(t *testing.T, front string) {
+	eachFront(t, func(t *testing.T, front string) {
 		images.DropFile(t, image)
 		ch := startChild(t, childConfig{Front: front, Mounts: []childMount{{Domain: "x", Image: image}}})
 		readAll(t, ch.mustFront(t, 0, front))
@@ -263,16 +286,25 @@ func readAll(t *testing.T, dir string) (n int64) {
 	return n
 }
 
+// best is the front that takes over where the overlay can't be had.
+func best(t *testing.T) string {
+	t.Helper()
+	if slices.Contains(fronts(t), FrontPassthrough) {
+		return FrontPassthrough
+	}
+	return FrontTree
+}
+
 func TestTreeTakesOverFromTheOverlay(t *testing.T) {
 	tree := images.TinyTree(t)
 	images.OverlayMarks(t, tree)
 	image := images.Build(t, images.NewestMkfs(t), nil, tree)
 	ch := startChild(t, childConfig{Mounts: []childMount{{Domain: "x", Image: image}}})
-	dir := ch.mustFront(t, 0, FrontTree)
+	dir := ch.mustFront(t, 0, best(t))
 	if r := ch.Fronts[0].Reason; !strings.Contains(r, "overlay") {
 		t.Errorf("reason %q does not say why", r)
 	}
-	images.CompareTrees(t, images.KernelMount(t, image), dir, compareOptions(FrontTree))
+	images.CompareTrees(t, images.KernelMount(t, image), dir, compareOptions(best(t)))
 
 	forced := startChild(t, childConfig{Front: FrontOverlay, Mounts: []childMount{{Domain: "x", Image: image}}})
 	if forced.Fronts[0].Err == "" {
@@ -303,8 +335,8 @@ func TestImagesThatCannotBeMounted(t *testing.T) {
 		{Domain: "x", Image: bad("empty", nil)},
 		{Domain: "x", Image: lacking},
 	}
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
+	eachFront(t, func(t *testing.T, front string) {
+		state := stateDir(t)
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: mounts})
 		for i, want := range []string{"not an EROFS image", "checksum", "corrupt", "not an EROFS image", "device"} {
 			if got := ch.Fronts[i].Err; !strings.Contains(got, want) || !strings.Contains(got, mounts[i].Image) {
@@ -335,8 +367,8 @@ func TestNothingIsLeft(t *testing.T) {
 	mounts := []childMount{
 		{Domain: "x", Image: images.Build(t, mkfs, nil, a)}, {Domain: "x", Image: images.Build(t, mkfs, nil, b)},
 	}
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
+	eachFront(t, func(t *testing.T, front string) {
+		state := stateDir(t)
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: mounts})
 		readAll(t, ch.mustFront(t, 0, front))
 		ch.stop(t)
@@ -378,8 +410,8 @@ func TestNothingIsLeft(t *testing.T) {
 func TestStatusCountsPages(t *testing.T) {
 	a, b := twoVersions(t)
 	mkfs := images.NewestMkfs(t)
-	both(t, func(t *testing.T, front string) {
-		state := t.TempDir()
+	eachFront(t, func(t *testing.T, front string) {
+		state := stateDir(t)
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{
 			{Domain: "x", Image: images.Build(t, mkfs, nil, a)}, {Domain: "x", Image: images.Build(t, mkfs, nil, b)},
 		}})
@@ -389,14 +421,14 @@ func TestStatusCountsPages(t *testing.T) {
 			t.Fatalf("domain %+v: want two fronts", d)
 		}
 		for _, f := range d.Fronts {
-			if f.Front != front || (f.Reason != "") != (front == FrontTree) || len(f.Volumes) != 1 {
+			if f.Front != front || (f.Reason != "") != (front != FrontOverlay) || len(f.Volumes) != 1 {
 				t.Errorf("front %+v", f)
 			}
 		}
 		const file = (3<<20 + 123 + 4095) / 4096 * 4096
 		files := bytes / (3<<20 + 123) // 5 in a, 4 in b
-		// Overlay: five distinct contents. Tree: only "same" agrees in all metadata.
-		resident := map[string]int64{FrontOverlay: 5, FrontTree: 8}[front]
+		// Five distinct contents. Of a tree only "same" agrees in all metadata.
+		resident := map[string]int64{FrontOverlay: 5, FrontPassthrough: 5, FrontTree: 8}[front]
 		if d.Name != "x" || d.SharedInodes != 5 || d.BytesResident != resident*file || d.BytesSaved != (files-resident)*file {
 			t.Errorf("domain %+v: want %d and %d bytes", d, resident*file, (files-resident)*file)
 		}
@@ -408,7 +440,7 @@ func TestStatusCountsPages(t *testing.T) {
 func TestImageThatLeavesTakesItsPages(t *testing.T) {
 	a, b := twoVersions(t)
 	mkfs := images.NewestMkfs(t)
-	state := t.TempDir()
+	state := stateDir(t)
 	ch := startChild(t, childConfig{StateDir: state, Front: FrontOverlay, Mounts: []childMount{
 		{Domain: "x", Image: images.Build(t, mkfs, nil, a)}, {Domain: "x", Image: images.Build(t, mkfs, nil, b)},
 	}})
@@ -451,7 +483,7 @@ func domainStatus(t *testing.T, state string) DomainStatus {
 
 func TestEnginesThatStartTogetherLeaveEachOtherAlone(t *testing.T) {
 	image := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
-	state := t.TempDir()
+	state := stateDir(t)
 	t.Run("all", func(t *testing.T) {
 		for i := range 6 {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {

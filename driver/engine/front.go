@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,21 +14,26 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 )
 
 // frontKey names a front: an image in a domain.
 type frontKey struct {
 	domain string // domainKey
 	image  string // nodecache.Image.ID
+
+	idMapped bool // Request.IDMapped
 }
 
 // front is what all volumes of one image in one domain show.
 type front struct {
 	*joined
 	reference string // by which the image was asked for
-	kind      string // FrontOverlay, FrontTree or another of the FUSE engine
+	kind      string // FrontOverlay, FrontPassthrough or FrontTree
 	reason    string // why not the overlay, or why it shares less than it could
 	dir       string
+	session   *fusefs.Mount  // that answers for its tree; nil for an overlay
+	idMapped  bool           // Request.IDMapped
 	undo      []func() error // how to take the mounts away, the last made first
 	keep      bool           // the image stays in its domain when the mounts are gone
 	limited   bool           // its page cache is to have a limit
@@ -55,7 +61,7 @@ type Front struct {
 // Path is the directory to bind-mount from.
 func (f *Front) Path() string { return f.path }
 
-// Kind is FrontOverlay, FrontTree or FrontKernel.
+// Kind is one of Fronts but FrontAuto, or FrontKernel.
 func (f *Front) Kind() string { return f.kind }
 
 // Engine is what serves the front: EngineFUSE or EngineKernel.
@@ -85,9 +91,9 @@ func statsOf(s erofs.Superblock) Stats {
 	return Stats{Bytes: s.Blocks * uint64(s.BlockSize), Inodes: s.Inodes}
 }
 
-// Healthy tells whether the content mount still answers. Behind a front of the
-// kernel's there is none; there it tells whether an image that is used in place is
-// still what it was.
+// Healthy tells whether the content mount still answers, and the front's own. Behind a
+// front of the kernel's there is none; there it tells whether an image that is used in
+// place is still what it was.
 func (f *Front) Healthy() error { return f.healthy() }
 
 // Release lets go of the front; the last one unmounts it. The image stays in its
@@ -132,7 +138,7 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	if err := e.forget(e.idle.takeDead()); err != nil {
 		klog.FromContext(ctx).Error(err, "Letting go of images of a dead session left something behind")
 	}
-	f := &front{joined: e.idle.take(key), reference: req.Image.Reference(), limited: req.CacheLimit > 0}
+	f := &front{joined: e.idle.take(key), reference: req.Image.Reference(), limited: req.CacheLimit > 0, idMapped: req.IDMapped}
 	warm := f.joined != nil
 	if !warm {
 		if f.joined, err = e.join(ctx, key, req, scan); err != nil {
@@ -152,6 +158,16 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	return f, nil
 }
 
+// alive tells whether what answers for the front still does.
+func (f *front) alive() error {
+	if f.session != nil {
+		if err := f.session.Alive(); err != nil {
+			return err
+		}
+	}
+	return f.domain.mount.Alive()
+}
+
 // mountFront tries the fronts that the configuration allows, the best first.
 func (e *Engine) mountFront(ctx context.Context, f *front, im *erofs.Image) error {
 	var err error
@@ -159,25 +175,73 @@ func (e *Engine) mountFront(ctx context.Context, f *front, im *erofs.Image) erro
 		return err
 	}
 	f.undo = append(f.undo, func() error { return os.Remove(f.dir) })
-	if e.cfg.Front != FrontTree {
-		err := e.mountOverlay(ctx, f, im)
+	var reasons []string // why not a better one
+	switch {
+	case e.cfg.Front == FrontPassthrough, e.cfg.Front == FrontTree:
+		reasons = append(reasons, "the configuration asks for it")
+	case f.idMapped:
+		reasons = append(reasons, "an overlay cannot be id-mapped")
+	}
+	var errs []error
+	for _, kind := range e.kinds(f) {
+		err := e.mountKind(ctx, f, im, kind)
 		if err == nil {
-			f.kind = FrontOverlay
+			f.kind, f.reason = kind, strings.Join(reasons, "; ")
 			return nil
 		}
-		if e.cfg.Front == FrontOverlay || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return err
 		}
-		f.reason = err.Error()
-	} else {
-		f.reason = "the configuration asks for the tree"
+		errs = append(errs, err)
+		reasons = append(reasons, err.Error())
 	}
-	f.kind = FrontTree
-	return e.mountTree(f)
+	return errors.Join(errs...)
+}
+
+// kinds are the fronts to try, the best first.
+func (e *Engine) kinds(f *front) []string {
+	switch {
+	case e.cfg.Front != FrontAuto:
+		return []string{e.cfg.Front}
+	case f.idMapped:
+		return []string{FrontPassthrough, FrontTree}
+	}
+	return []string{FrontOverlay, FrontPassthrough, FrontTree}
+}
+
+func (e *Engine) mountKind(ctx context.Context, f *front, im *erofs.Image, kind string) (err error) {
+	switch kind {
+	case FrontPassthrough:
+		err = e.mountPassthrough(ctx, f, im)
+	case FrontTree:
+		err = e.mountTree(f)
+	default:
+		err = e.mountOverlay(ctx, f, im)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", kind, err)
+	}
+	return nil
+}
+
+// ErrNotIDMapped says that mounts of a front can't be id-mapped.
+var ErrNotIDMapped = errors.New("its mounts can't be id-mapped")
+
+// idMappable tells whether mounts of a FUSE superblock can be id-mapped.
+func idMappable(m *fusefs.Mount) error {
+	if !m.IDMappable() {
+		return fmt.Errorf("%w: volumes of pods in user namespaces need Linux 6.12 or newer", ErrNotIDMapped)
+	}
+	return nil
 }
 
 // mountTree shows the image by a bind mount of its tree in the content mount.
 func (e *Engine) mountTree(f *front) (err error) {
+	if f.idMapped {
+		if err := idMappable(f.domain.mount); err != nil {
+			return err
+		}
+	}
 	if f.tree == "" {
 		if f.tree, err = f.domain.fs.AddTree(f.member); err != nil {
 			return err
@@ -186,6 +250,7 @@ func (e *Engine) mountTree(f *front) (err error) {
 	if err := unix.Mount(f.domain.mount.Dir()+f.tree, f.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
 	}
+	f.session = f.domain.mount
 	f.undo = append(f.undo, func() error { return unmount(f.dir) })
 	return nil
 }

@@ -32,6 +32,7 @@ type joined struct {
 	member     *share.Member
 	index      *fingerprint.Index // nil: without a domain
 	tree       string             // where the content mount shows its tree, empty before it does
+	shown      passthroughTree
 
 	mu     sync.Mutex
 	stored []string // names of files that it holds in the domain's layer; GUARDED_BY(mu)
@@ -121,6 +122,7 @@ func (e *Engine) leave(j *joined) error {
 	if j.tree != "" {
 		j.domain.fs.RemoveTree(j.member)
 	}
+	j.hide()
 	j.unstore()
 	orphans := j.member.Leave()
 	if _, images := j.domain.share.Len(); images > 0 {

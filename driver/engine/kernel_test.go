@@ -66,7 +66,7 @@ func TestKernelEngineWithoutDomain(t *testing.T) {
 	image := images.Build(t, mkfs, nil, files)
 	blob := filepath.Join(t.TempDir(), "blob")
 	devices := images.Build(t, mkfs, []string{"--chunksize=4096", "--blobdev=" + blob}, images.SmallTree(t))
-	state := t.TempDir()
+	state := stateDir(t)
 	mounts := []childMount{
 		{Volume: "v", Image: image, Kernel: true, Keep: true},
 		{Volume: "w", Image: image, Kernel: true},
@@ -188,7 +188,7 @@ func TestKernelEngineShares(t *testing.T) {
 	none := images.Build(t, mkfs, nil, b)
 	blob := filepath.Join(t.TempDir(), "blob")
 	device := images.Build(t, mkfs, append(slices.Clone(opts), "--chunksize=4096", "--blobdev="+blob), b) + ",device=" + blob
-	state := t.TempDir()
+	state := stateDir(t)
 	ch := startChild(t, childConfig{StateDir: state, Mounts: []childMount{
 		{Domain: "x", Volume: "0", Image: one, Kernel: true},
 		{Domain: "x", Volume: "1", Image: two, Kernel: true},
@@ -321,7 +321,7 @@ func TestKernelRefusesForgery(t *testing.T) {
 }
 
 func testKernelRefuses(t *testing.T, f forgery) {
-	state := t.TempDir()
+	state := stateDir(t)
 	ch := startChild(t, childConfig{StateDir: state, Mounts: []childMount{
 		{Domain: "x", Volume: "0", Image: f.forged, Kernel: true},
 		{Domain: "x", Volume: "1", Image: f.honest, Kernel: true},

@@ -19,6 +19,9 @@ import (
 // mountOverlay shows the image by overlayfs over its metadata and the content
 // mount. What it did is undone when it fails, so that another front can be tried.
 func (e *Engine) mountOverlay(ctx context.Context, f *front, im *erofs.Image) (err error) {
+	if f.idMapped {
+		return fmt.Errorf("%w: use --front auto", ErrNotIDMapped)
+	}
 	done := len(f.undo)
 	defer func() {
 		if err == nil {

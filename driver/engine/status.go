@@ -79,7 +79,7 @@ type ImageStatus struct {
 type FrontStatus struct {
 	Image  string `json:"image"`
 	Digest string `json:"digest,omitempty"`
-	Front  string `json:"front"`            // FrontOverlay, FrontTree or FrontKernel
+	Front  string `json:"front"`            // one of Fronts, or FrontKernel
 	Reason string `json:"reason,omitempty"` // why it is not the best, or shares less than it could
 	Target string `json:"target"`
 	// Volumes are the ids of the volumes that show it, or the directories of the

@@ -50,78 +50,86 @@ func TestStoredFiles(t *testing.T) {
 	mkfs := images.NewestMkfs(t)
 	plain, lz4 := images.Build(t, mkfs, nil, a), images.Build(t, mkfs, []string{"-zlz4hc"}, b)
 	want := []string{images.KernelMount(t, plain), images.KernelMount(t, lz4)}
-	config := childConfig{
-		StateDir: t.TempDir(), CacheDir: t.TempDir(), Store: 1 << 30,
-		Mounts: []childMount{
-			{Domain: "x", Volume: "v", Image: plain},
-			{Domain: "x", Volume: "w", Image: lz4},
-			{Domain: "y", Image: plain},
-			{Volume: "alone", Image: plain},
-			{Domain: "limited", Image: plain, Limit: MinCacheLimit},
-		},
-	}
-	ch := startChild(t, config)
-	var dir []string
-	for i := range ch.Fronts {
-		dir = append(dir, ch.mustFront(t, i, FrontOverlay))
-		images.CompareTrees(t, want[i%2*(1-i/2)], dir[i], compareOptions(FrontOverlay))
-	}
-	// Five contents of x, four of y: copies are one.
-	if n := len(inodesOf(t, config.CacheDir)); n != 9 {
-		t.Errorf("%d files are stored, want 9: %v", n, inodesOf(t, config.CacheDir))
-	}
-	for _, c := range []struct {
-		what, one, two string
-		want           bool
-	}{
-		{"another image and compression", dir[0] + "/same", dir[1] + "/same", true},
-		{"another name, mode and time", dir[0] + "/moved", dir[1] + "/removed", true},
-		{"other content", dir[0] + "/other", dir[1] + "/other", false},
-		{"another domain", dir[0] + "/same", dir[2] + "/same", false},
-		{"no domain", dir[0] + "/same", dir[3] + "/same", false},
-		{"a domain with a limit", dir[0] + "/same", dir[4] + "/same", false},
-		{"a small file", dir[0] + "/small", dir[1] + "/small", true},
-	} {
-		if got := slices.Equal(images.PageFrames(t, c.one), images.PageFrames(t, c.two)); got != c.want {
-			t.Errorf("%s: same physical pages %v, want %v", c.what, got, c.want)
+	eachFront(t, func(t *testing.T, front string) {
+		if front == FrontTree {
+			return // has no layers
 		}
-	}
-	d := xStatus(t, config.StateDir)
-	const file = (3<<20 + 123 + 31) / 32 * 32
-	if d.StoredFiles != 5 || d.StoredBytes != 5*file || d.BytesResident < file || d.BytesSaved < file {
-		t.Errorf("status %+v: want 5 stored files", d)
-	}
-	if dropped, err := DropCaches(t.Context(), config.StateDir, DropFilter{Domain: "x"}); err != nil || dropped.Before == 0 || dropped.After != 0 {
-		t.Errorf("dropped %+v, %v", dropped, err)
-	}
-	if d := xStatus(t, config.StateDir); d.BytesResident != 0 {
-		t.Errorf("%d bytes are left in the page cache after the drop", d.BytesResident)
-	}
-
-	// Without a server, what is stored can still be read, also what nobody has read.
-	ch.kill(t)
-	for _, name := range []string{"/same", "/moved"} {
-		data, err := os.ReadFile(dir[0] + name)
-		good, _ := os.ReadFile(a + name)
-		if err != nil || !bytes.Equal(data, good) {
-			t.Errorf("%s without a server: %d bytes, %v", name, len(data), err)
+		config := childConfig{
+			StateDir: stateDir(t), Front: front, CacheDir: t.TempDir(), Store: 1 << 30,
+			Mounts: []childMount{
+				{Domain: "x", Volume: "v", Image: plain},
+				{Domain: "x", Volume: "w", Image: lz4},
+				{Domain: "y", Image: plain},
+				{Volume: "alone", Image: plain},
+				{Domain: "limited", Image: plain, Limit: MinCacheLimit},
+			},
 		}
-	}
+		ch := startChild(t, config)
+		var dir []string
+		for i := range ch.Fronts {
+			dir = append(dir, ch.mustFront(t, i, front))
+			images.CompareTrees(t, want[i%2*(1-i/2)], dir[i], compareOptions(front))
+		}
+		// Five contents of x, four of y: copies are one.
+		if n := len(inodesOf(t, config.CacheDir)); n != 9 {
+			t.Errorf("%d files are stored, want 9: %v", n, inodesOf(t, config.CacheDir))
+		}
+		for _, c := range []struct {
+			what, one, two string
+			want           bool
+		}{
+			{"another image and compression", dir[0] + "/same", dir[1] + "/same", true},
+			{"another name, mode and time", dir[0] + "/moved", dir[1] + "/removed", true},
+			{"other content", dir[0] + "/other", dir[1] + "/other", false},
+			{"another domain", dir[0] + "/same", dir[2] + "/same", false},
+			{"no domain", dir[0] + "/same", dir[3] + "/same", false},
+			{"a domain with a limit", dir[0] + "/same", dir[4] + "/same", false},
+			{"a small file", dir[0] + "/small", dir[1] + "/small", true},
+		} {
+			if got := slices.Equal(images.PageFrames(t, c.one), images.PageFrames(t, c.two)); got != c.want {
+				t.Errorf("%s: same physical pages %v, want %v", c.what, got, c.want)
+			}
+		}
+		d := xStatus(t, config.StateDir)
+		const file = (3<<20 + 123 + 31) / 32 * 32
+		if d.StoredFiles != 5 || d.StoredBytes != 5*file || d.BytesResident < file || d.BytesSaved < file {
+			t.Errorf("status %+v: want 5 stored files", d)
+		}
+		if dropped, err := DropCaches(t.Context(), config.StateDir, DropFilter{Domain: "x"}); err != nil || dropped.Before == 0 || dropped.After != 0 {
+			t.Errorf("dropped %+v, %v", dropped, err)
+		}
+		if d := xStatus(t, config.StateDir); d.BytesResident != 0 {
+			t.Errorf("%d bytes are left in the page cache after the drop", d.BytesResident)
+		}
 
-	// The next engine takes the files that have reached the disk, and makes the rest.
-	ch = startChild(t, config)
-	images.CompareTrees(t, want[0], ch.mustFront(t, 0, FrontOverlay), compareOptions(FrontOverlay))
-	ch.stop(t)
-	before := inodesOf(t, config.CacheDir)
-	if len(before) != 9 {
-		t.Errorf("%d files are stored, want 9", len(before))
-	}
-	ch = startChild(t, config)
-	images.CompareTrees(t, want[1], ch.mustFront(t, 1, FrontOverlay), compareOptions(FrontOverlay))
-	ch.stop(t)
-	if after := inodesOf(t, config.CacheDir); !maps.Equal(before, after) {
-		t.Errorf("files were made again: %v, %v", before, after)
-	}
+		// Without a server, what is stored can still be read, also what nobody has read.
+		ch.kill(t)
+		for _, name := range []string{"/same", "/moved"} {
+			if front != FrontOverlay {
+				break // opens are ours to answer
+			}
+			data, err := os.ReadFile(dir[0] + name)
+			good, _ := os.ReadFile(a + name)
+			if err != nil || !bytes.Equal(data, good) {
+				t.Errorf("%s without a server: %d bytes, %v", name, len(data), err)
+			}
+		}
+
+		// The next engine takes the files that have reached the disk, and makes the rest.
+		ch = startChild(t, config)
+		images.CompareTrees(t, want[0], ch.mustFront(t, 0, front), compareOptions(front))
+		ch.stop(t)
+		before := inodesOf(t, config.CacheDir)
+		if len(before) != 9 {
+			t.Errorf("%d files are stored, want 9", len(before))
+		}
+		ch = startChild(t, config)
+		images.CompareTrees(t, want[1], ch.mustFront(t, 1, front), compareOptions(front))
+		ch.stop(t)
+		if after := inodesOf(t, config.CacheDir); !maps.Equal(before, after) {
+			t.Errorf("files were made again: %v, %v", before, after)
+		}
+	})
 }
 
 // xStatus is the status of the domain "x" of the one engine.

@@ -38,7 +38,7 @@ func TestManyMountsAtOnce(t *testing.T) {
 			mounts = append(mounts, childMount{Domain: domain, Image: image, Volume: fmt.Sprint(n)})
 		}
 	}
-	both(t, func(t *testing.T, front string) {
+	eachFront(t, func(t *testing.T, front string) {
 		ch := startChild(t, childConfig{Front: front, Mounts: mounts, Stress: 20})
 		for _, f := range ch.Fronts {
 			t.Error(f.Err)

@@ -86,7 +86,7 @@ func parse(args []string) (*options, error) {
 	flags.StringVar(&o.binary, "binary", "bin/erofs-csi", "the erofs-csi to run")
 	trees := flags.String("trees", os.Getenv("BENCH_TREES"), "two directories, versions of one image, with a space between (default: made from Go's tree)")
 	flags.StringVar(&o.dir, "dir", "/var/tmp", "where to work: on a disk, not a tmpfs, with room for about 2 GB")
-	fronts := flags.String("fronts", "overlay,overlay+store,tree", "the fronts to measure; overlay+store keeps plain copies of large files")
+	fronts := flags.String("fronts", "overlay,overlay+store,tree-passthrough,tree", "the fronts to measure; +store keeps plain copies of large files")
 	only := flags.String("only", "", "of "+strings.Join(workloadNames(), ",")+" only these (default: all)")
 	flags.IntVar(&o.rounds, "rounds", 9, "turns of each side")
 	flags.IntVar(&o.bigMiB, "big", 384, "MiB of large files")
