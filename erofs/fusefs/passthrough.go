@@ -26,9 +26,9 @@ var ErrNoPassthrough = errors.New("no FUSE passthrough (Linux 6.9 or newer)")
 //
 // It is a superblock of its own, one for all images of a domain, because a file's
 // backing must be on a superblock of a smaller stack depth, and the content mount's
-// stays 0. Lookups there are answered from memory by another server than this one: an
-// OPEN, which waits for them, never waits for itself. See openers for what else that
-// takes.
+// stays 0. Lookups there are answered by another server than this one, which waits for
+// no mount: an OPEN, which waits for them, never waits for itself. See openers for what
+// else that takes.
 //
 // OPEN and RELEASE are requests here, once for each open(2). Empty files have no
 // backing; they are opened as any other FUSE file.
