@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -49,6 +51,59 @@ func TestVerdicts(t *testing.T) {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("the text lacks %q:\n%s", want, &text)
 		}
+	}
+}
+
+func TestMatrix(t *testing.T) {
+	tab := &table{Title: "title"}
+	m := tab.matrix("cells")
+	r := m.row("memory", "MB")
+	m.set(r, "ideal", sample{100}, nil, nil)
+	m.set(r, "good", sample{101}, sample{100}, atMost(1.02))
+	m.set(r, "bad", sample{103}, sample{100}, atMost(1.02))
+	m.set(r, "loud", sample{1, 2, 3}, nil, nil)
+	m.set(r, "absent", nil, sample{100}, atMost(1.02))
+	if tab.matrix("cells") != m {
+		t.Error("a matrix of that title was not found again")
+	}
+	rep := &report{Tables: []*table{tab}}
+	if met, missed := rep.count("met"), rep.count("missed"); met != 1 || missed != 1 {
+		t.Errorf("%d met, %d missed; want 1, 1", met, missed)
+	}
+	var text bytes.Buffer
+	if err := rep.writeText(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"| 101.0 (1.010 met) |", "| 103.0 (1.030 MISSED) |", "| 2.000~ |"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("the text lacks %q:\n%s", want, &text)
+		}
+	}
+	if strings.Contains(text.String(), "absent") {
+		t.Errorf("a column without a cell:\n%s", &text)
+	}
+}
+
+func TestListedIsWhatWasScanned(t *testing.T) {
+	tree, path := t.TempDir(), filepath.Join(t.TempDir(), "list.json")
+	for _, name := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(tree, name), []byte(name+"x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scanned, err := listed(t.Context(), path, tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := listed(t.Context(), path, "")
+	if err != nil || len(read) != 2 || !maps.Equal(read, scanned) {
+		t.Errorf("read %v, %v; want %v", read, err, scanned)
+	}
+	if err := os.WriteFile(path, []byte(`{"a":{"sum":"00","size":1}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listed(t.Context(), path, tree); err == nil {
+		t.Error("a digest that is too short was taken")
 	}
 }
 
@@ -116,16 +171,34 @@ func TestReaders(t *testing.T) {
 	if set.total != total {
 		t.Errorf("%d bytes, want %d", set.total, total)
 	}
-	for name, read := range map[string]func() (pass, error){"read": set.read, "mmap": set.readMapped} {
+	for name, read := range map[string]func() (pass, error){
+		"read": set.read, "mmap": func() (pass, error) { return set.readMapped(page) }, "stat": set.stat, "list": set.list,
+		"steps": func() (pass, error) { return set.readIn(page) },
+	} {
 		if p, err := read(); err != nil || p.wall <= 0 {
 			t.Errorf("%s: %v in %s", name, err, p.wall)
 		}
+	}
+	if len(set.dirs) != 6 {
+		t.Errorf("%d directories, want 6", len(set.dirs))
+	}
+	full := *set
+	full.names, full.sizes = set.names[1:], set.sizes[1:] // an empty file has no page
+	if _, err := full.readRandom(100, 1); err != nil {
+		t.Error(err)
+	}
+	full.sizes = slices.Clone(full.sizes)
+	for i := range full.sizes {
+		full.sizes[i] += page
+	}
+	if _, err := full.readRandom(100, 1); err == nil {
+		t.Error("pages that are not there were read")
 	}
 	last := len(set.names) - 1
 	if n, err := set.resident(last); err != nil || n != 769 {
 		t.Errorf("%d resident pages, %v; want 769", n, err)
 	}
-	release, err := set.readHeld()
+	release, err := set.readHeld(0)
 	release()
 	if err != nil {
 		t.Error(err)

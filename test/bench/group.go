@@ -22,6 +22,7 @@ type group struct {
 	dir  string
 	back string // where this process came from
 	v1   bool
+	base int64 // what cache last was with nothing mounted
 }
 
 // errNoGroup says that the machine has no memory cgroups for us.
@@ -100,6 +101,32 @@ func (g *group) cache() (int64, error) {
 		sum += sign * n
 	}
 	return sum, nil
+}
+
+const (
+	// settling bounds the wait for the pages of mounts that are gone.
+	settling = 20 * time.Second
+	// settled is how far from base the page cache may be, in bytes: a program that
+	// was run, a directory that was read.
+	settled = 1 << 20
+)
+
+// before is cache with nothing mounted. The kernel may free the pages of a file
+// system a little after it was unmounted.
+func (g *group) before() (n int64, err error) {
+	for end := time.Now().Add(settling); ; time.Sleep(20 * time.Millisecond) {
+		if n, err = g.cache(); err != nil {
+			return 0, err
+		}
+		late := time.Now().After(end)
+		if late {
+			progress("%.0f MB of page cache stay after what held them was unmounted: the next count may be too low", mb(n-g.base))
+		}
+		if late || n <= g.base+settled {
+			g.base = n
+			return n, nil
+		}
+	}
 }
 
 func statField(text []byte, name string) (int64, error) {

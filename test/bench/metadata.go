@@ -44,6 +44,11 @@ func (b *bench) makeInodes(ctx context.Context) (err error) {
 	return err
 }
 
+const (
+	ours = iota
+	kernels
+)
+
 // measureMetadata lists all directories of an image that is in the page cache, and
 // looks up and stats each name and reads the names and values of its attributes:
 // through package erofs, and through a new mount by the kernel of the file.

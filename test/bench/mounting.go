@@ -2,50 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 )
-
-// measureWalk walks the first image of the pair with nothing of it in memory.
-func (b *bench) measureWalk(ctx context.Context, t *table) (err error) {
-	r, err := b.rival(ctx, t.Front, b.pair[0])
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	var cold [2]sample // µs a name
-	var entries [2]int
-	side := func(who int) func() error {
-		dir := r.sets[who][0].dir
-		return func() error {
-			if err := dropCaches(); err != nil {
-				return err
-			}
-			p, n, err := walk(dir)
-			if err != nil {
-				return err
-			}
-			entries[who] = n
-			cold[who].add(micros(p.wall, n))
-			return nil
-		}
-	}
-	if err := turns(ctx, b.rounds, side(ours), side(kernels)); err != nil {
-		return err
-	}
-	if entries[ours] != entries[kernels] {
-		return fmt.Errorf("we show %d names, the kernel %d", entries[ours], entries[kernels])
-	}
-	t.compare(fmt.Sprintf("cold find -ls of %d names", entries[ours]), "µs/name", "kernel", cold[ours], cold[kernels], nil)
-	return nil
-}
 
 // measureReady mounts the first image of the pair: new to the node, so that it has
 // to be hashed, and known to it. Both with nothing in memory, the program included.
 func (b *bench) measureReady(ctx context.Context, t *table) error {
-	im := b.pair[0]
+	im := b.corpus[0].versions[0][plain]
 	var first, again, direct sample // ms
 	for range b.rounds {
 		cache := b.freshCache()
@@ -59,7 +23,7 @@ func (b *bench) measureReady(ctx context.Context, t *table) error {
 		if err := dropCaches(); err != nil {
 			return err
 		}
-		m, err := b.kernelMount(im)
+		m, err := b.oldKernelMount(im)
 		if err != nil {
 			return err
 		}
@@ -81,7 +45,7 @@ func (b *bench) readyOnce(ctx context.Context, front, cache string, im *image) (
 	if err := dropCaches(); err != nil {
 		return 0, err
 	}
-	s, err := b.serve(ctx, front, filepath.Clean(cache), im)
+	s, err := b.serve(ctx, front, domain, cache, im)
 	if err != nil {
 		return 0, err
 	}

@@ -26,12 +26,12 @@ type server struct {
 	took time.Duration // from its start until it was ready
 }
 
-// domain is the domain of all images of a server.
+// domain is the one domain there is.
 const domain = "bench"
 
-// serve starts a server with a cache directory, which it makes when it is not
-// there, and waits until all images are mounted.
-func (b *bench) serve(ctx context.Context, front, cacheDir string, images ...*image) (_ *server, err error) {
+// serve starts a server with a domain, or none, and a cache directory, which it makes
+// when it is not there, and waits until all images are mounted.
+func (b *bench) serve(ctx context.Context, front, domain, cacheDir string, images ...*image) (_ *server, err error) {
 	s := &server{}
 	front, store, _ := strings.Cut(front, "+")
 	limit := "0"

@@ -13,17 +13,23 @@ func (rep *report) writeText(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, Linux %s, %d CPUs, %.0f GiB, %s, %s; %d rounds.\n\n",
 		rep.Date, rep.Kernel, rep.CPUs, float64(rep.MemoryMiB)/1024, rep.Mkfs, rep.ErofsCSI, rep.Rounds)
-	images := [][]string{{"image", "files", "MB of files", "MB of image"}}
+	images := [][]string{{"image", "files", "MB of files", "MB of image", "LZ4HC", "Zstandard"}}
 	for _, i := range rep.Images {
-		images = append(images, []string{i.Name, fmt.Sprint(i.Files), fmt.Sprintf("%.1f", mb(i.Bytes)), fmt.Sprintf("%.1f", mb(i.ImageSize))})
-	}
-	grid(&b, images, 1)
-	for _, t := range rep.Tables {
-		title := "--front " + t.Front
-		if t.Front == "" {
-			title = "package erofs"
+		line := []string{i.Name, fmt.Sprint(i.Files), fmt.Sprintf("%.1f", mb(i.Bytes))}
+		for _, size := range i.Sizes {
+			text := ""
+			if size > 0 {
+				text = fmt.Sprintf("%.1f", mb(size))
+			}
+			line = append(line, text)
 		}
-		fmt.Fprintf(&b, "\n%s\n\n", title)
+		images = append(images, line)
+	}
+	if len(images) > 1 {
+		grid(&b, images, 1)
+	}
+	for _, t := range rep.Tables {
+		fmt.Fprintf(&b, "\n### %s\n\n", t.Title)
 		t.write(&b)
 	}
 	fmt.Fprintf(&b, "\nGoals: %d met, %d missed.\n", rep.count("met"), rep.count("missed"))
@@ -32,6 +38,23 @@ func (rep *report) writeText(w io.Writer) error {
 }
 
 func (t *table) write(b *strings.Builder) {
+	for _, m := range t.Matrices {
+		m.write(b)
+	}
+	if len(t.Rows) > 0 {
+		t.writeRows(b)
+	}
+	for _, n := range t.Notes {
+		b.WriteString(n + "\n")
+	}
+}
+
+// noisyMeans says what to do about a noisy row; it follows a sign for that.
+var noisyMeans = fmt.Sprintf("the quartiles are more than %.0f %% of the median apart on a side; run it again on a quiet machine before believing the row.", 100*noisy)
+
+func ratio(v float64) string { return fmt.Sprintf("%.3f", v) }
+
+func (t *table) writeRows(b *strings.Builder) {
 	cells := [][]string{{"", "unit", "ours", "±", "reference", "", "±", "ours/reference", "goal", ""}}
 	loud := false
 	for _, r := range t.Rows {
@@ -40,7 +63,7 @@ func (t *table) write(b *strings.Builder) {
 			line[4], line[5], line[6] = r.Reference, number(r.Other.Median), percent(r.Other.Spread)
 		}
 		if r.Ratio != 0 {
-			line[7] = fmt.Sprintf("%.3f", r.Ratio)
+			line[7] = ratio(r.Ratio)
 		}
 		if r.Verdict == "missed" {
 			line[9] = "MISSED"
@@ -54,10 +77,7 @@ func (t *table) write(b *strings.Builder) {
 	grid(b, cells, 2)
 	b.WriteString("\n± is the distance of the quartiles as a part of the median.\n")
 	if loud {
-		fmt.Fprintf(b, "noisy: it is above %.0f %% on a side; run it again on a quiet machine before believing the row.\n", 100*noisy)
-	}
-	for _, n := range t.Notes {
-		b.WriteString(n + "\n")
+		b.WriteString("noisy: " + noisyMeans + "\n")
 	}
 }
 

@@ -20,17 +20,34 @@ const (
 	redate      = 24 * time.Hour
 )
 
+// contentTree is the tree whose files' content other files are made of: the first
+// that was asked for, or Go's.
+func (b *bench) contentTree(ctx context.Context) (string, error) {
+	switch {
+	case len(b.trees) > 0:
+		return b.trees[0], nil
+	case len(b.corpus) > 0 && b.corpus[0].tree != "":
+		return b.corpus[0].tree, nil
+	case b.pairs != "":
+		names, err := b.corpusNames()
+		if err != nil {
+			return "", err
+		}
+		return filepath.Join(b.pairs, names[0]+"-A"), nil
+	}
+	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return "", fmt.Errorf("go env GOROOT: %w: name trees with -trees or -pairs", err)
+	}
+	return filepath.EvalSymlinks(strings.TrimSpace(string(out)))
+}
+
 // chooseTrees returns the pair that was asked for, or Go's tree and a changed copy.
 func (b *bench) chooseTrees(ctx context.Context) (pair [2]string, err error) {
 	if len(b.trees) == 2 {
 		return [2]string(b.trees), nil
 	}
-	out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
-	if err != nil {
-		return pair, fmt.Errorf("go env GOROOT: %w: name two trees with -trees", err)
-	}
-	pair[0] = strings.TrimSpace(string(out))
-	if pair[0], err = filepath.EvalSymlinks(pair[0]); err != nil {
+	if pair[0], err = b.contentTree(ctx); err != nil {
 		return pair, err
 	}
 	pair[1] = filepath.Join(b.work, "trees", "second")

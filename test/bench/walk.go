@@ -10,11 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// listSize is how much libc's readdir(3) asks for at a time.
+const listSize = 32 << 10
+
 // walker does what `find -ls` does: it lists every directory, asks lstat(2) of
 // every name, and reads every symbolic link.
 type walker struct {
 	entries, links int
-	list           [32 << 10]byte // of getdents64(2), as much as libc's readdir(3) asks for
+	list           [listSize]byte // of getdents64(2)
 	st             unix.Stat_t
 	link           [4096]byte
 

@@ -1,9 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"slices"
 )
 
 // bench is what the workloads share.
@@ -12,27 +12,38 @@ type bench struct {
 	work, state string
 	serial      int // of directories below work
 
-	plain, lz4, small10k *image
-	pair                 [2]*image
-	ideal                *ideal   // of the pair
-	coded                []*image // one tree by each codec
-	inodes               *image   // of many empty files
+	corpus   []*pair // the first is of the smallest images
+	big      kindred
+	small10k *image
+	// baseline is the memory that the kernel's mounts take, by collection and holder.
+	baseline map[string]map[string]*held
+	coded    []*image // one tree by each codec
+	inodes   *image   // of many empty files
 }
 
-// workload is one group of rows of a front's table.
+// workload is one group of rows of a table.
 type workload struct {
 	name    string
 	measure func(b *bench, ctx context.Context, t *table) error
 }
 
+// workloads measure one front.
 func workloads() []workload {
+	return []workload{
+		{"cache", (*bench).measureCache},
+		{"workloads", (*bench).measureRunning},
+		{"ready", (*bench).measureReady},
+	}
+}
+
+// peerWorkloads measure all fronts and other file systems together.
+func peerWorkloads() []workload {
 	return []workload{
 		{"plain", (*bench).measurePlain},
 		{"lz4", (*bench).measureLZ4},
+		{"zstd", (*bench).measureZstd},
 		{"small", (*bench).measureSmall},
-		{"cache", (*bench).measureCache},
 		{"walk", (*bench).measureWalk},
-		{"ready", (*bench).measureReady},
 	}
 }
 
@@ -46,7 +57,7 @@ func packageWorkloads() []workload {
 
 func workloadNames() []string {
 	var names []string
-	for _, w := range append(workloads(), packageWorkloads()...) {
+	for _, w := range slices.Concat(workloads(), peerWorkloads(), packageWorkloads()) {
 		names = append(names, w.name)
 	}
 	return names
@@ -55,15 +66,15 @@ func workloadNames() []string {
 func (b *bench) wants(name string) bool { return len(b.only) == 0 || b.only[name] }
 
 // measure runs those of the workloads that are wanted, for one front or none.
-func (b *bench) measure(ctx context.Context, front string, list []workload) (*table, error) {
-	t := &table{Front: front}
+func (b *bench) measure(ctx context.Context, title, front string, list []workload) (*table, error) {
+	t := &table{Title: title, Front: front}
 	for _, w := range list {
 		if !b.wants(w.name) {
 			continue
 		}
-		progress("%s: %s", cmp.Or(front, "package erofs"), w.name)
+		progress("%s: %s", title, w.name)
 		if err := w.measure(b, ctx, t); err != nil {
-			return nil, fmt.Errorf("%s %s: %w", front, w.name, err)
+			return nil, fmt.Errorf("%s, %s: %w", title, w.name, err)
 		}
 	}
 	return t, nil
