@@ -80,8 +80,8 @@ func (e *Engine) makeDomain(ctx context.Context, name string, trusted bool) (*do
 	if d.mount, err = fusefs.Serve(ctx, d.fs, dir); err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	if err := d.mount.SetReadahead(d.mount.RequestSize()); err != nil {
-		log.Error(err, "Cannot raise the readahead: cold sequential reads are slower", "domain", name)
+	if err := d.mount.SetReadahead(d.mount.Window()); err != nil {
+		log.Error(err, "Cannot set the readahead: it stays what the machine has", "domain", name)
 	}
 	log.V(2).Info("Mounted a domain's content", "domain", name, "target", dir)
 	return d, nil

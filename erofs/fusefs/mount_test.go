@@ -29,7 +29,7 @@ func TestMountAndUnmount(t *testing.T) {
 	if err := m.Alive(); err != nil {
 		t.Error(err)
 	}
-	if err := m.SetReadahead(m.RequestSize()); err != nil {
+	if err := m.SetReadahead(m.Window()); err != nil {
 		t.Error(err)
 	}
 	var st unix.Statfs_t

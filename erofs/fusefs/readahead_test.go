@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -61,31 +62,59 @@ func sent(t *testing.T, r fuse.ReadResult) []byte {
 
 func TestSequentialReadsAreReadAhead(t *testing.T) {
 	_, contents, inodes := bigFiles(t, 1)
+	for _, window := range []int64{windowSize, requestSize} {
+		var r readAhead
+		var got []byte
+		requests, hits := 0, 0
+		for off := int64(0); off < inodes[0].Size(); off += window {
+			// As the kernel asks: whole pages, not far beyond the end.
+			size := min(window, (inodes[0].Size()-off+4095)&^4095)
+			res, err := r.read(inodes[0], make([]byte, size), off)
+			if err != nil {
+				t.Fatal(err)
+			}
+			requests++
+			if _, ok := res.(*aheadResult); ok {
+				hits++
+			}
+			got = append(got, sent(t, res)...)
+		}
+		if !bytes.Equal(got, contents[0]) {
+			t.Errorf("windows of %d: %d bytes read differ from the %d of the file", window, len(got), len(contents[0]))
+		}
+		if hits != requests-2 {
+			t.Errorf("windows of %d: %d of %d requests were read ahead, want all but the first two", window, hits, requests)
+		}
+		for i := range r.slots {
+			if a := r.slots[i].Load(); a != nil {
+				t.Errorf("windows of %d: slot %d holds %d after the end of the file", window, i, a.off)
+			}
+		}
+	}
+}
+
+// A stream that does not begin at a chunk gets windows out of two chunks at once.
+func TestWindowsAcrossChunksAreReadAhead(t *testing.T) {
+	_, contents, inodes := bigFiles(t, 1)
 	var r readAhead
 	hits := 0
-	var got []byte
-	for off := int64(0); off < inodes[0].Size(); off += requestSize {
-		// As the kernel asks: whole pages, not far beyond the end.
-		size := min(requestSize, (inodes[0].Size()-off+4095)&^4095)
-		res, err := r.read(inodes[0], make([]byte, size), off)
+	const first = 40 << 10
+	for i := range int64(30) {
+		off := first + i*windowSize
+		res, err := r.read(inodes[0], make([]byte, windowSize), off)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := res.(*aheadResult); ok {
 			hits++
 		}
-		got = append(got, sent(t, res)...)
-	}
-	if !bytes.Equal(got, contents[0]) {
-		t.Errorf("%d bytes read differ from the %d of the file", len(got), len(contents[0]))
-	}
-	if hits != 9 {
-		t.Errorf("%d of 10 requests were read ahead, want all but the first", hits)
-	}
-	for i := range r.slots {
-		if a := r.slots[i].Load(); a != nil {
-			t.Errorf("slot %d holds %d after the end of the file", i, a.off)
+		if got := sent(t, res); !bytes.Equal(got, contents[0][off:off+windowSize]) {
+			t.Errorf("wrong bytes at %d", off)
 		}
+	}
+	r.empty()
+	if hits != 28 {
+		t.Errorf("%d of 30 requests were read ahead, want all but the first two", hits)
 	}
 }
 
@@ -101,8 +130,8 @@ func TestScatteredReadsAreNotReadAhead(t *testing.T) {
 			t.Errorf("wrong bytes at %d", off)
 		}
 	}
-	for off := int64(0); off < 1<<20; off += 128 << 10 { // sequential, but small
-		res, err := r.read(inodes[0], make([]byte, 128<<10), off)
+	for off := int64(0); off < 1<<20; off += windowSize / 2 { // sequential, but small
+		res, err := r.read(inodes[0], make([]byte, windowSize/2), off)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,10 +156,13 @@ func TestReadAheadUnderContention(t *testing.T) {
 			for range 15 {
 				f := rng.IntN(len(inodes))
 				off := int64(rng.IntN(4)) * requestSize
-				for range 5 {
-					buf := make([]byte, requestSize)
+				for range 12 {
+					if off+requestSize > inodes[f].Size() {
+						break
+					}
+					buf := make([]byte, []int{windowSize, requestSize}[n%2])
 					if rng.IntN(8) == 0 {
-						buf = buf[:rng.IntN(requestSize)+1]
+						buf = buf[:rng.IntN(len(buf))+1]
 					}
 					res, err := r.read(inodes[f], buf, off)
 					if err != nil {
@@ -147,10 +179,40 @@ func TestReadAheadUnderContention(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	m.Leave()
+	m.Leave() // waits for the reads
+	r.empty()
+	deadline := time.Now().Add(10 * time.Second)
+	for buffers.unused() != buffers.made() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d buffers are back", buffers.unused(), buffers.made())
+		}
+		time.Sleep(time.Millisecond)
+	}
 	for _, in := range inodes {
 		if _, err := in.ReadAt(make([]byte, 1), 0); err == nil {
 			t.Error("the image has left and can still be read")
+		}
+	}
+}
+
+func (p *bufferPool) unused() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.free)
+}
+
+func (p *bufferPool) made() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mapped
+}
+
+// empty gives back what is in the slots.
+func (r *readAhead) empty() {
+	for i := range r.slots {
+		if a := r.slots[i].Swap(nil); a != nil {
+			<-a.done
+			a.unref()
 		}
 	}
 }
