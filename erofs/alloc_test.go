@@ -18,7 +18,7 @@ func TestAllocations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		im, err := Open(bytes.NewReader(b), int64(len(b)), WithMetadataCache(64<<20))
+		im, err := Open(bytes.NewReader(b), int64(len(b)), WithMetadataCache(NewMetadataCache(64<<20)))
 		if err != nil {
 			t.Fatal(err)
 		}

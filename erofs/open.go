@@ -45,9 +45,9 @@ var imageIDs atomic.Uint64
 type Option func(*options)
 
 type options struct {
-	devices   []Device
-	metaBytes int
-	decoded   *DecodedCache
+	devices  []Device
+	metadata *MetadataCache
+	decoded  *DecodedCache
 }
 
 // WithDevices gives the extra devices of a multi-device image in the order of
@@ -57,11 +57,10 @@ func WithDevices(d ...Device) Option {
 	return func(o *options) { o.devices = append(o.devices, d...) }
 }
 
-// WithMetadataCache bounds the memory kept for metadata, in bytes, 4 MiB by
-// default; images with a metabox keep as much of that in addition. At least one
-// unit of 16 KiB, or of one block, is kept.
-func WithMetadataCache(bytes int) Option {
-	return func(o *options) { o.metaBytes = bytes }
+// WithMetadataCache gives the cache of metadata, which images may share; by default
+// each has one of 4 MiB.
+func WithMetadataCache(c *MetadataCache) Option {
+	return func(o *options) { o.metadata = c }
 }
 
 // WithDecodedCache gives the cache of decompressed data, which images may share;
@@ -78,12 +77,15 @@ func WithDecodedCache(c *DecodedCache) Option {
 // Errors: ErrFormat, ErrUnsupported, ErrCorrupt, ErrInvalid for a number of
 // devices other than the image's, or what r returned.
 func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
-	o := options{metaBytes: defaultMetaCache, decoded: defaultDecoded}
+	o := options{decoded: defaultDecoded}
 	for _, opt := range opts {
 		opt(&o)
 	}
+	if o.metadata == nil {
+		o.metadata = NewMetadataCache(defaultMetaCache)
+	}
 	im := &Image{id: imageIDs.Add(1), r: r, size: size, decoded: o.decoded}
-	sb, err := im.loadSuperblock(o.metaBytes)
+	sb, err := im.loadSuperblock(o.metadata)
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +99,7 @@ func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
 	if err := im.loadDevices(sb, o.devices); err != nil {
 		return nil, err
 	}
-	if err := im.loadSpecial(o.metaBytes); err != nil {
+	if err := im.loadSpecial(o.metadata); err != nil {
 		return nil, err
 	}
 	if err := im.loadXattrPrefixes(sb); err != nil {
@@ -119,7 +121,7 @@ func Open(r io.ReaderAt, size int64, opts ...Option) (*Image, error) {
 // themselves.
 //
 // Source: erofs_fc_fill_super in fs/erofs/super.c of Linux 7.2.
-func (im *Image) loadSpecial(metaBytes int) (err error) {
+func (im *Image) loadSpecial(metadata *MetadataCache) (err error) {
 	if im.sb.PackedNID != 0 {
 		if im.packed, err = im.special("packed inode", im.sb.PackedNID); err != nil {
 			return err
@@ -132,7 +134,7 @@ func (im *Image) loadSpecial(metaBytes int) (err error) {
 	if err != nil {
 		return err
 	}
-	im.metabox = newMetaCache(placeMetabox, in, in.Size, im.blkBits, metaBytes)
+	im.metabox = newMetaCache(placeMetabox, in, in.Size, im.blkBits, metadata)
 	return nil
 }
 

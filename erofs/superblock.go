@@ -48,7 +48,7 @@ const pageMin = 4096
 // later steps of Open need.
 //
 // Source: erofs_read_superblock in fs/erofs/super.c of Linux 7.2.
-func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
+func (im *Image) loadSuperblock(metadata *MetadataCache) (*disk.SuperBlock, error) {
 	const op, off = "superblock", disk.SuperBlockOffset
 	if im.size < off+disk.SuperBlockSize {
 		return nil, fail(ErrFormat, op, 0, noOffset, "%d bytes are too few", im.size)
@@ -70,7 +70,7 @@ func (im *Image) loadSuperblock(metaBytes int) (*disk.SuperBlock, error) {
 	}
 	im.blkBits = uint(sb.BlockBits)
 	im.blkSize = 1 << im.blkBits
-	im.meta = newMetaCache(placeImage, im.r, im.size, im.blkBits, metaBytes)
+	im.meta = newMetaCache(placeImage, im.r, im.size, im.blkBits, metadata)
 
 	if err := im.checkChecksum(sb); err != nil {
 		return nil, err

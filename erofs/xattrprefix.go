@@ -88,7 +88,7 @@ func (im *Image) prefixArea() *metaCache {
 	case im.metabox != nil:
 		return im.metabox
 	case im.packed != nil:
-		return newMetaCache(placePacked, im.packed, im.packed.Size, im.blkBits, 0)
+		return newMetaCache(placePacked, im.packed, im.packed.Size, im.blkBits, NewMetadataCache(0))
 	}
 	return im.meta
 }

@@ -178,7 +178,7 @@ func fuzzInode(index []byte, size int64, layout DataLayout, bits uint) *Inode {
 	im := &Image{
 		id: imageIDs.Add(1), r: bytes.NewReader(data), size: int64(len(data)), blkBits: bits, blkSize: 1 << bits,
 		decoded: NewDecodedCache(1 << 20),
-		meta:    newMetaCache(placeImage, bytes.NewReader(data), int64(len(data)), bits, 1<<16),
+		meta:    newMetaCache(placeImage, bytes.NewReader(data), int64(len(data)), bits, NewMetadataCache(1<<16)),
 	}
 	im.sb.FeatureIncompat = disk.IncompatComprCfgs
 	im.algorithms = 1<<disk.AlgEnd - 1

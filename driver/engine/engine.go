@@ -39,6 +39,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
@@ -85,10 +86,14 @@ type Engine struct {
 	domains *pool[string, *domain]
 	fronts  *pool[frontKey, *front]
 	kernels *pool[frontKey, *kernelFront]
+	metas   *pool[metaKey, *meta]
 	files   *filestore.Store // nil: none
 	idle    idleImages
 	indexes indexer
-	serial  atomic.Uint64 // names of mount directories
+	// metadata is the cache of all images.
+	metadata *erofs.MetadataCache
+	scans    chan struct{} // maxScans images at a time
+	serial   atomic.Uint64 // names of mount directories
 
 	kernelDomains kernelDomains
 
@@ -110,10 +115,13 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{cfg: cfg, instance: in, idle: idleImages{check: idleCheck}, kernelDomains: newKernelDomains()}
+	e.metadata = erofs.NewMetadataCache(metadataCache)
+	e.scans = make(chan struct{}, maxScans)
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	e.domains = newPool[string](e.unmakeDomain)
 	e.fronts = newPool[frontKey](e.unmakeFront)
 	e.kernels = newPool[frontKey](e.unmakeKernelFront)
+	e.metas = newPool[metaKey](unmakeMeta)
 	if cfg.Files.Limit > 0 {
 		if e.files, err = filestore.Open(cfg.Files); err != nil {
 			e.cancel()

@@ -131,21 +131,17 @@ func (u *users) volumes() []string {
 // makeFront mounts an image in a domain. What it did is undone when it fails.
 func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *front, err error) {
 	start := time.Now()
-	scan, _, err := openImage(req.Image, scanCache) // garbage when the front is mounted
-	if err != nil {
-		return nil, err
-	}
 	if err := e.forget(e.idle.takeDead()); err != nil {
 		klog.FromContext(ctx).Error(err, "Letting go of images of a dead session left something behind")
 	}
 	f := &front{joined: e.idle.take(key), reference: req.Image.Reference(), limited: req.CacheLimit > 0, idMapped: req.IDMapped}
 	warm := f.joined != nil
 	if !warm {
-		if f.joined, err = e.join(ctx, key, req, scan); err != nil {
+		if f.joined, err = e.join(ctx, key, req); err != nil {
 			return nil, err
 		}
 	}
-	if err := e.mountFront(ctx, f, scan); err != nil {
+	if err := e.mountFront(ctx, f); err != nil {
 		return nil, errors.Join(err, e.unmakeFront(f))
 	}
 	f.reason = joinReasons(f.reason, f.sharesLess())
@@ -169,7 +165,7 @@ func (f *front) alive() error {
 }
 
 // mountFront tries the fronts that the configuration allows, the best first.
-func (e *Engine) mountFront(ctx context.Context, f *front, im *erofs.Image) error {
+func (e *Engine) mountFront(ctx context.Context, f *front) error {
 	var err error
 	if f.dir, err = e.instance.mountpoint(fmt.Sprintf("front-%d", e.serial.Add(1))); err != nil {
 		return err
@@ -184,7 +180,7 @@ func (e *Engine) mountFront(ctx context.Context, f *front, im *erofs.Image) erro
 	}
 	var errs []error
 	for _, kind := range e.kinds(f) {
-		err := e.mountKind(ctx, f, im, kind)
+		err := e.mountKind(ctx, f, kind)
 		if err == nil {
 			f.kind, f.reason = kind, strings.Join(reasons, "; ")
 			return nil
@@ -209,14 +205,14 @@ func (e *Engine) kinds(f *front) []string {
 	return []string{FrontOverlay, FrontPassthrough, FrontTree}
 }
 
-func (e *Engine) mountKind(ctx context.Context, f *front, im *erofs.Image, kind string) (err error) {
+func (e *Engine) mountKind(ctx context.Context, f *front, kind string) (err error) {
 	switch kind {
 	case FrontPassthrough:
-		err = e.mountPassthrough(ctx, f, im)
+		err = e.mountPassthrough(ctx, f)
 	case FrontTree:
 		err = e.mountTree(f)
 	default:
-		err = e.mountOverlay(ctx, f, im)
+		err = e.mountOverlay(ctx, f)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", kind, err)

@@ -22,6 +22,7 @@ type joined struct {
 	key       frontKey
 	reference string
 	image     *nodecache.Image
+	erofs     *erofs.Image
 	super     erofs.Superblock
 	files     int   // that hold data, hard links counted once
 	bytes     int64 // their sizes; 0 when the domain's account has them
@@ -38,9 +39,8 @@ type joined struct {
 	stored []string // names of files that it holds in the domain's layer; GUARDED_BY(mu)
 }
 
-// join opens an image and adds it to its domain, which it makes if need be. scan is
-// the same image.
-func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erofs.Image) (_ *joined, err error) {
+// join opens an image and adds it to its domain, which it makes if need be.
+func (e *Engine) join(ctx context.Context, key frontKey, req Request) (_ *joined, err error) {
 	j := &joined{key: key, reference: req.Image.Reference(), image: req.Image.Clone()}
 	defer func() {
 		if err == nil {
@@ -49,17 +49,19 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erof
 		if j.index != nil {
 			j.index.Close()
 		}
+		if j.erofs != nil {
+			e.metadata.Forget(j.erofs)
+		}
 		if j.domainItem != nil {
 			err = errors.Join(err, e.domains.release(j.domainItem))
 		}
 		j.image.Release()
 	}()
-	im, _, err := openImage(j.image, mountedCache)
-	if err != nil {
+	if j.erofs, _, err = openImage(j.image, e.metadata); err != nil {
 		return nil, err
 	}
-	j.super = im.Superblock()
-	if err := e.identify(ctx, j, req, scan); err != nil {
+	j.super = j.erofs.Superblock()
+	if err := e.identify(ctx, j, req); err != nil {
 		return nil, err
 	}
 	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain, req.Trusted) })
@@ -67,12 +69,12 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request, scan *erof
 		return nil, err
 	}
 	j.domain = j.domainItem.val
-	j.member, err = j.domain.share.Join(im, share.NewTag(key.image), j.index)
+	j.member, err = j.domain.share.Join(j.erofs, share.NewTag(key.image), j.index)
 	return j, err
 }
 
 // identify finds out what the files of an image may share by.
-func (e *Engine) identify(ctx context.Context, j *joined, req Request, scan *erofs.Image) (err error) {
+func (e *Engine) identify(ctx context.Context, j *joined, req Request) (err error) {
 	if req.Domain != "" && !req.Trusted {
 		if j.index, err = e.index(ctx, j.image); err != nil {
 			return err
@@ -80,12 +82,12 @@ func (e *Engine) identify(ctx context.Context, j *joined, req Request, scan *ero
 		j.files, j.private = j.index.Len(), j.index.LeftOut()
 		return nil
 	}
-	files, err := fingerprint.Files(scan)
+	files, err := fingerprint.Files(j.erofs)
 	if err != nil {
 		return err
 	}
 	if req.Domain != "" {
-		if j.index, err = fingerprint.Claimed(scan, files); err != nil {
+		if j.index, err = fingerprint.Claimed(j.erofs, files); err != nil {
 			return err
 		}
 		j.files, j.private = j.index.Len(), j.index.LeftOut()
@@ -133,6 +135,7 @@ func (e *Engine) leave(j *joined) error {
 	if j.index != nil {
 		j.index.Close()
 	}
+	e.metadata.Forget(j.erofs)
 	err := e.domains.release(j.domainItem)
 	j.image.Release()
 	log.V(2).Info("Let go of an image", "image", j.reference, "domain", j.domain.name)
@@ -140,7 +143,7 @@ func (e *Engine) leave(j *joined) error {
 }
 
 // maxIdle bounds the images that are kept for volumes to come, for what they cost:
-// an open file and up to mountedCache of metadata.
+// an open file and a content mount.
 const maxIdle = 32
 
 // idleCheck is how often idle images are looked at that may have left the node.

@@ -96,10 +96,11 @@ func (e *Engine) makeKernelFront(ctx context.Context, key frontKey, req Request)
 			return nil, err
 		}
 	}
-	scan, _, err := openImage(req.Image, scanCache) // garbage when the image is mounted
+	scan, _, err := openImage(req.Image, e.metadata)
 	if err != nil {
 		return nil, err
 	}
+	defer e.metadata.Forget(scan)
 	f := &kernelFront{
 		key: key.domain, domain: req.Domain, trusted: req.Trusted, reference: req.Image.Reference(),
 		image: req.Image.Clone(), super: scan.Superblock(),

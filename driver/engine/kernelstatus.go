@@ -109,7 +109,7 @@ type kernelContent struct {
 // eachFile calls fn with each file of the front that holds data, a hard link but
 // once. It reads the image, not the mount.
 func (f *kernelFront) eachFile(front int, fn func(path string, size int64, c kernelContent)) error {
-	im, _, err := openImage(f.image, scanCache)
+	im, _, err := openImage(f.image, erofs.NewMetadataCache(1<<20)) // a walk wants no more
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (e *Engine) unmakePassthrough(ctx context.Context, d *domain) error {
 
 // mountPassthrough shows the image by a bind mount of its tree in the domain's
 // passthrough superblock. What it did is undone when it fails.
-func (e *Engine) mountPassthrough(ctx context.Context, f *front, im *erofs.Image) error {
+func (e *Engine) mountPassthrough(ctx context.Context, f *front) error {
 	p, err := e.passthroughOf(ctx, f.domain)
 	if err != nil {
 		return err
@@ -88,7 +88,7 @@ func (e *Engine) mountPassthrough(ctx context.Context, f *front, im *erofs.Image
 	dirs := []string{f.domain.mount.Dir()}
 	layer := e.layer(f)
 	if layer != nil {
-		large, err := largeFiles(im, f.member)
+		large, err := largeFiles(f.erofs, f.member)
 		if err != nil {
 			return err
 		}
@@ -122,7 +122,7 @@ func (j *joined) hide() {
 
 // largeFiles are the contents of an image that are worth a place in the store of
 // files, each once.
-func largeFiles(im *erofs.Image, m *share.Member) (large []share.Content, err error) {
+func largeFiles(im *erofs.Image, m *share.Member) (large []share.Key, err error) {
 	files, err := fingerprint.Files(im)
 	if err != nil {
 		return nil, err
@@ -134,7 +134,7 @@ func largeFiles(im *erofs.Image, m *share.Member) (large []share.Content, err er
 		}
 		if k, ok := m.Key(f.NID, f.Size); ok && !found[k] {
 			found[k] = true
-			large = append(large, m.Domain().Content(k))
+			large = append(large, k)
 		}
 	}
 	return large, nil

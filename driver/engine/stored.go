@@ -56,29 +56,29 @@ func (e *Engine) layer(f *front) *filestore.Layer {
 //
 // A file that the kernel knows from the content mount is left to that: it would
 // otherwise be in memory twice.
-func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates []share.Content) {
+func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates []share.Key) {
 	ctx, cancel := context.WithTimeout(ctx, storeTime)
 	defer cancel()
-	slices.SortFunc(candidates, func(a, b share.Content) int { return cmp.Compare(a.Key().Size, b.Key().Size) })
-	work := make(chan share.Content)
+	candidates = slices.SortedFunc(slices.Values(candidates), func(a, b share.Key) int { return cmp.Compare(a.Size, b.Size) })
+	work := make(chan share.Key)
 	var wg sync.WaitGroup
 	var bytes int64   // GUARDED_BY(j.mu)
 	var failure error // not for want of room; GUARDED_BY(j.mu)
 	var full atomic.Bool
 	for range storeWorkers {
 		wg.Go(func() {
-			for c := range work {
-				name := share.ContentPath(c.Key())
+			for key := range work {
+				name := share.ContentPath(key)
 				held := l.Hold(name)
 				var err error
 				if !held && !j.domain.share.Known(name) && !full.Load() && ctx.Err() == nil {
-					held, err = storeFile(ctx, l, j.domain.share, c, name)
+					held, err = storeFile(ctx, l, j.domain.share, key, name)
 				}
 				j.mu.Lock()
 				switch {
 				case held:
 					j.stored = append(j.stored, name)
-					bytes += c.Key().Size
+					bytes += key.Size
 				case errors.Is(err, filestore.ErrFull):
 					full.Store(true)
 				case err != nil && !errors.Is(err, filestore.ErrBusy) && ctx.Err() == nil:
@@ -88,8 +88,8 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 			}
 		})
 	}
-	for _, c := range candidates {
-		work <- c
+	for _, key := range candidates {
+		work <- key
 	}
 	close(work)
 	wg.Wait()
@@ -105,13 +105,13 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 // storeFile stores a file, unless the kernel came to know it meanwhile. A bug of the
 // reader that one image meets must not take down the node's other volumes: a panic is
 // that file's error.
-func storeFile(ctx context.Context, l *filestore.Layer, d *share.Domain, c share.Content, name string) (held bool, err error) {
+func storeFile(ctx context.Context, l *filestore.Layer, d *share.Domain, key share.Key, name string) (held bool, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
 		}
 	}()
-	if err := l.Put(ctx, name, c); err != nil {
+	if err := l.Put(ctx, name, d.Content(key)); err != nil {
 		return false, err
 	}
 	if d.Known(name) {

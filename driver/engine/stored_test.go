@@ -211,9 +211,9 @@ func TestStoreFiles(t *testing.T) {
 	}
 	i := bytes.Index(data, texts["bad"][:100])
 	data[i] ^= 1 // since it was hashed
-	var candidates []share.Content
+	var candidates []share.Key
 	for _, text := range texts {
-		candidates = append(candidates, d.share.Content(share.Key{Sum: sha256.Sum256(text), Size: int64(len(text))}))
+		candidates = append(candidates, share.Key{Sum: sha256.Sum256(text), Size: int64(len(text))})
 	}
 	storeFiles(t.Context(), layer, j, candidates)
 	got := j.storedNames()

@@ -122,6 +122,7 @@ func (ix *Index) check(imageID string) error {
 	if sum := sha256.Sum256(ix.data[:n]); !bytes.Equal(ix.data[n:], sum[:]) {
 		return fmt.Errorf("%w: checksum", ErrDamaged)
 	}
+	ix.id = [sha256.Size]byte(ix.data[n:])
 	ix.data, ix.count, ix.leftOut = ix.data[:n:n], count, leftOut
 	return ix.checkOrder()
 }

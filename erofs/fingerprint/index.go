@@ -14,6 +14,7 @@ package fingerprint
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"encoding/binary"
 	"math"
 	"math/bits"
@@ -34,6 +35,7 @@ type Sum = [32]byte
 type Index struct {
 	data   []byte // as it is stored, without the checksum; see file.go
 	count  int
+	id     [sha256.Size]byte
 	mapped []byte // what to unmap; nil: data is ordinary memory
 
 	leftOut uint32
@@ -67,8 +69,13 @@ func NewIndex(files []File, sums []Sum) *Index {
 		le.PutUint32(ix.byNID(int(from)), uint32(i)) // files are in the order of their nids
 		ix.cost(i)[0] = f.Cost
 	}
+	ix.id = sha256.Sum256(ix.data)
 	return ix
 }
+
+// ID is equal for indexes with the same entries, if both were opened and for one
+// image, or both made by NewIndex.
+func (ix *Index) ID() [sha256.Size]byte { return ix.id }
 
 var le = binary.LittleEndian
 

@@ -330,9 +330,6 @@ type Content struct {
 // Content returns the content of a key, which images of the domain may have or not.
 func (d *Domain) Content(k Key) Content { return Content{d, identity{key: k}} }
 
-// Key is the content's.
-func (c Content) Key() Key { return c.id.key }
-
 // ReadAt reads as Inode.ReadAt does, but looks for the files at every call.
 func (c Content) ReadAt(p []byte, off int64) (int, error) {
 	if off >= c.id.key.Size {
