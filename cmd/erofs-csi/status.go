@@ -24,7 +24,9 @@ func statusCommand() *cobra.Command {
 		Short: "Show what is mounted and what sharing saves",
 		Long: `Asks every node plugin and mount command of the state directory for its domains
 and volumes, and the kernel for their page cache. SAVED is what the resident
-pages would take more if each file of each image had its own.`,
+pages would take more if each file of each image that a volume shows had its own,
+ALONE the part of an image's resident pages that no other image of the domain has.
+In a domain of more than some thousands of files these are estimates ("sampled").`,
 		Example: `  erofs-csi status
   erofs-csi status --json | jq '[.[].domains[].bytesSaved] | add'`,
 		Args: exactly(0, "no arguments"),
@@ -78,6 +80,18 @@ func printStatus(out io.Writer, stateDir string, list []engine.Status) error {
 	if domains == 0 {
 		_, err := fmt.Fprintf(out, "nothing is mounted (state directory %s)\n", stateDir)
 		return err
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\nIMAGE\tDOMAIN\tFILES\tSHARED FILES\tRESIDENT\tALONE")
+	for _, s := range list {
+		for _, d := range s.Domains {
+			for _, im := range d.Images {
+				fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%s\n", printable(im.Image), domainName(d.Name), im.Files, im.SharedFiles,
+					bytesText(notNegative(im.BytesResident)), bytesText(notNegative(im.BytesAlone)))
+			}
+		}
 	}
 	if err := w.Flush(); err != nil {
 		return err

@@ -22,7 +22,7 @@ type picked struct {
 // all are picked. each is called twice; what comes or goes meanwhile may be missed.
 func sample(most int, each func(func(id uint64, size int64) bool)) (list []picked, all bool) {
 	var classes [64]class
-	total, count := int64(0), 0
+	total, count, left := int64(0), 0, most
 	each(func(_ uint64, size int64) bool {
 		c := &classes[bits.Len64(uint64(size))%64]
 		c.count++
@@ -31,12 +31,14 @@ func sample(most int, each func(func(id uint64, size int64) bool)) (list []picke
 		count++
 		return true
 	})
-	for i := range classes {
+	for i := len(classes) - 1; i >= 0; i-- { // what the few large ones leave is the others'
 		c := &classes[i]
-		part := float64(most) * float64(c.bytes) / max(float64(total), 1)
 		if c.quota = c.count; count > most {
+			part := float64(left) * float64(c.bytes) / max(float64(total), 1)
 			c.quota = min(c.count, max(int(part), most/len(classes)))
 		}
+		left -= c.quota
+		total -= c.bytes
 	}
 	all = true
 	each(func(id uint64, size int64) bool {

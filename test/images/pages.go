@@ -27,26 +27,67 @@ func PageFrames(t testing.TB, path string) []uint64 {
 	defer func() { _ = unix.Munmap(data) }()
 	size := os.Getpagesize()
 	frames := make([]uint64, (len(data)+size-1)/size)
-	pagemap, err := os.Open("/proc/self/pagemap")
+	pagemap := openProc(t, "/proc/self/pagemap")
+	defer func() { _ = pagemap.Close() }()
+	for i := range frames {
+		frames[i] = frameOf(t, pagemap, data, i)
+	}
+	return frames
+}
+
+// ResidentFrames returns the physical pages of a file that are in the page cache, each
+// of which must be a page of a file by the kernel's word. It reads nothing that is not.
+// It needs CAP_SYS_ADMIN.
+func ResidentFrames(t testing.TB, path string) (frames []uint64) {
+	t.Helper()
+	Need(t, "root", os.Getuid() == 0)
+	data := mapFile(t, path)
+	defer func() { _ = unix.Munmap(data) }()
+	pagemap, flags := openProc(t, "/proc/self/pagemap"), openProc(t, "/proc/kpageflags")
+	defer func() { _, _ = pagemap.Close(), flags.Close() }()
+	for i, v := range inCore(t, path, data) {
+		if v&1 == 0 {
+			continue
+		}
+		frame := frameOf(t, pagemap, data, i)
+		var entry [8]byte
+		if _, err := flags.ReadAt(entry[:], int64(frame)*8); err != nil {
+			t.Fatal(err)
+		}
+		const mapped, anon, nopage, zero = 1 << 11, 1 << 12, 1 << 20, 1 << 24
+		if f := binary.LittleEndian.Uint64(entry[:]); f&mapped == 0 || f&(anon|nopage|zero) != 0 {
+			t.Fatalf("%s: page %d is in frame %d, of flags %#x: no page of a file", path, i, frame, f)
+		}
+		frames = append(frames, frame)
+	}
+	return frames
+}
+
+func openProc(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = pagemap.Close() }()
+	return f
+}
+
+// frameOf maps page i of a mapping and returns where it is.
+func frameOf(t testing.TB, pagemap *os.File, data []byte, i int) uint64 {
+	t.Helper()
+	size := os.Getpagesize()
 	base := uintptr(unsafe.Pointer(unsafe.SliceData(data)))
-	var sum byte
-	for i := range frames {
-		sum += data[i*size] // maps the page
-		var entry [8]byte
-		if _, err := pagemap.ReadAt(entry[:], int64(base/uintptr(size)+uintptr(i))*8); err != nil {
-			t.Fatal(err)
-		}
-		const present, frameMask = 1 << 63, 1<<55 - 1
-		e := binary.LittleEndian.Uint64(entry[:])
-		if frames[i] = e & frameMask; e&present == 0 || frames[i] == 0 {
-			t.Fatalf("%s: page %d has no frame: %#x (sum %d)", path, i, e, sum)
-		}
+	touched := data[i*size] // maps the page
+	var entry [8]byte
+	if _, err := pagemap.ReadAt(entry[:], int64(base/uintptr(size)+uintptr(i))*8); err != nil {
+		t.Fatal(err)
 	}
-	return frames
+	const present, frameMask = 1 << 63, 1<<55 - 1
+	e := binary.LittleEndian.Uint64(entry[:])
+	if e&present == 0 || e&frameMask == 0 {
+		t.Fatalf("page %d has no frame: %#x (first byte %d)", i, e, touched)
+	}
+	return e & frameMask
 }
 
 func mapFile(t testing.TB, path string) []byte {
@@ -72,16 +113,22 @@ func ResidentPages(t testing.TB, path string) (n int) {
 	t.Helper()
 	data := mapFile(t, path)
 	defer func() { _ = unix.Munmap(data) }()
+	for _, v := range inCore(t, path, data) {
+		n += int(v & 1)
+	}
+	return n
+}
+
+// inCore is what mincore(2) says of a mapping.
+func inCore(t testing.TB, path string, data []byte) []byte {
+	t.Helper()
 	vec := make([]byte, (len(data)+os.Getpagesize()-1)/os.Getpagesize())
 	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(unsafe.SliceData(data))),
 		uintptr(len(data)), uintptr(unsafe.Pointer(unsafe.SliceData(vec))))
 	if errno != 0 {
 		t.Fatalf("mincore %s: %v", path, errno)
 	}
-	for _, v := range vec {
-		n += int(v & 1)
-	}
-	return n
+	return vec
 }
 
 // DropFile writes a file's dirty pages and takes it out of the page cache.
