@@ -35,8 +35,8 @@ type MetadataCache struct {
 
 // NewMetadataCache makes a cache of about the given number of bytes, rounded down to
 // a power of two of units.
-func NewMetadataCache(bytes int) *MetadataCache {
-	n := max(bytes/metaUnitMin, 1)
+func NewMetadataCache(size int) *MetadataCache {
+	n := max(size/metaUnitMin, 1)
 	n = 1 << (bits.Len(uint(n)) - 1)
 	return &MetadataCache{slots: make([]atomic.Pointer[metaUnit], n), most: int64(n) * metaUnitMin}
 }
@@ -149,7 +149,6 @@ func (c *metaCache) load(index int64) (*metaUnit, error) {
 	data := make([]byte, min(units<<c.unitBits, c.size-start))
 	err := readFull(c.r, data, start)
 	if err != nil && units > 1 { // what is wrong may be behind what is wanted
-		units = 1
 		data = data[:min(unit, int64(len(data)))]
 		err = readFull(c.r, data, start)
 	}

@@ -62,12 +62,12 @@ type domainUse struct {
 }
 
 // usedFrames counts the pages of all files of fronts by their physical pages.
-func usedFrames(t *testing.T, fronts []childFront) (u domainUse) {
+func usedFrames(t *testing.T, shown []childFront) (u domainUse) {
 	t.Helper()
-	imageFrames := make([]map[uint64]bool, len(fronts))
+	imageFrames := make([]map[uint64]bool, len(shown))
 	all := make(map[uint64]int) // images that have it
 	unshared := int64(0)
-	for i, f := range fronts {
+	for i, f := range shown {
 		frames := make(map[uint64]bool)
 		seen := make(map[uint64]bool)
 		files := int64(0)
@@ -118,30 +118,30 @@ func TestStatusAgreesWithPhysicalPages(t *testing.T) {
 	a, b := accountTrees(t)
 	mkfs := images.NewestMkfs(t)
 	one, two := images.Build(t, mkfs, nil, a), images.Build(t, mkfs, []string{"-zlz4"}, b)
-	for _, front := range []string{FrontOverlay, FrontTree} {
+	for _, front := range fronts(t) {
 		for _, store := range []int64{0, 64 << 20} {
 			for _, domain := range []string{"x", ""} {
 				if store > 0 && (front == FrontTree || domain == "") {
 					continue // has none
 				}
 				t.Run(fmt.Sprintf("%s-%d%s", front, store>>20, domain), func(t *testing.T) {
-					state := t.TempDir()
+					state := stateDir(t)
 					ch := startChild(t, childConfig{StateDir: state, Front: front, Store: store, Mounts: []childMount{
 						{Domain: domain, Volume: "v", Image: one}, {Domain: domain, Volume: "w", Image: two},
 					}})
-					fronts := ch.Fronts
+					shown := ch.Fronts
 					if domain == "" {
-						fronts = fronts[:1] // each volume is a domain of its own
+						shown = shown[:1] // each volume is a domain of its own
 					}
 					// An idle kernel takes pages away at any time.
 					var got, want domainUse
 					for range 20 {
-						for i := range fronts {
+						for i := range shown {
 							readSome(t, ch.mustFront(t, i, front))
 						}
-						want = usedFrames(t, fronts)
+						want = usedFrames(t, shown)
 						got = statusUse(t, state, one)
-						if again := usedFrames(t, fronts); fmt.Sprint(again) == fmt.Sprint(want) && fmt.Sprint(got) == fmt.Sprint(want) {
+						if again := usedFrames(t, shown); fmt.Sprint(again) == fmt.Sprint(want) && fmt.Sprint(got) == fmt.Sprint(want) {
 							break
 						}
 					}

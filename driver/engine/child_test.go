@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"testing"
@@ -32,6 +34,7 @@ type childConfig struct {
 	Store    int64 // bytes of the store of files, in CacheDir
 	Mounts   []childMount
 
+	Lazy      bool // mount none at first
 	IdleCheck time.Duration
 	Stress    int // rounds of mounting and releasing them in parallel, instead
 }
@@ -44,6 +47,14 @@ type childMount struct {
 	Limit  int64
 
 	Trusted, Kernel, IDMapped bool
+}
+
+// childStats is what a child tells of itself.
+type childStats struct {
+	Goroutines, Descriptors int
+	Heap                    uint64 // bytes in use after a collection
+	Anon                    int64  // bytes of RssAnon, what is free given back to the kernel
+	KnownInodes             int
 }
 
 // childReport is what it answers, one line of JSON, when all is mounted.
@@ -67,7 +78,8 @@ func TestMain(m *testing.M) {
 }
 
 // runChild mounts what config says. It lets go of the front whose number comes on
-// stdin, or mounts it again when it is gone, and lets go of all when stdin ends.
+// stdin, or mounts it again when it is gone, tells of itself when "stats" comes, and
+// lets go of all when stdin ends.
 func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	ctx := context.Background()
 	var c childConfig
@@ -105,6 +117,10 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	}()
 	for i, m := range c.Mounts {
 		var cf childFront
+		if c.Lazy {
+			report.Fronts = append(report.Fronts, cf)
+			continue
+		}
 		if fronts[i], cf, err = mountChild(ctx, e, store, m); err != nil {
 			return err
 		}
@@ -114,6 +130,12 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	for lines := bufio.NewScanner(stdin); lines.Scan(); {
+		if lines.Text() == "stats" {
+			if err := json.NewEncoder(stdout).Encode(ownStats(e)); err != nil {
+				return err
+			}
+			continue
+		}
 		n, err := strconv.Atoi(lines.Text())
 		if err != nil {
 			return err
@@ -150,6 +172,50 @@ func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childM
 		return nil, childFront{Err: err.Error()}, nil
 	}
 	return f, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()}, nil
+}
+
+func ownStats(e *Engine) (s childStats) {
+	runtime.GC()
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	s = childStats{Goroutines: runtime.NumGoroutine(), Descriptors: descriptors(), Heap: m.HeapAlloc, Anon: statusField("self", "RssAnon")}
+	for _, d := range e.domains.snapshot() {
+		n, _ := d.share.Len()
+		s.KnownInodes += n
+	}
+	return s
+}
+
+// statusField is a size in /proc/<pid>/status, in bytes; -1: not there.
+func statusField(pid, name string) int64 {
+	text, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib int64
+		if _, err := fmt.Sscanf(line, name+": %d kB", &kib); err == nil {
+			return kib << 10
+		}
+	}
+	return -1
+}
+
+// stats asks the child for what it takes.
+func (ch *child) stats(t *testing.T) (s childStats) {
+	t.Helper()
+	if _, err := fmt.Fprintln(ch.stdin, "stats"); err != nil {
+		t.Fatal(err)
+	}
+	line, err := ch.stdout.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &s)
+	}
+	if err != nil {
+		t.Fatalf("stats: %v\n%s", err, ch.stderr)
+	}
+	return s
 }
 
 // child is an engine's process.

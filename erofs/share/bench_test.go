@@ -93,6 +93,35 @@ func BenchmarkKnownInodes(b *testing.B) {
 	})
 }
 
+// An inode that the kernel knows costs at most 64 bytes, one that it does not nothing.
+func TestKnownInodesAreSmall(t *testing.T) {
+	const files = 50_000
+	ix := bigIndex(files, 0)
+	d := share.NewDomain("d")
+	before := heap()
+	if _, err := d.Join(nil, share.NewTag("a"), ix); err != nil {
+		t.Fatal(err)
+	}
+	if n := int64(heap() - before); n > 64<<10 {
+		t.Errorf("an image of which the kernel knows nothing takes %d bytes", n)
+	}
+	for i := range files {
+		if _, ok := d.Find(share.ContentPath(share.Key{Sum: bigSum(i), Size: 1000})); !ok {
+			t.Fatal(i)
+		}
+	}
+	if n := float64(heap()-before) / files; n > 64 {
+		t.Errorf("an inode that the kernel knows takes %.1f bytes, want at most 64", n)
+	}
+	for i := range uint64(files) {
+		d.Forget(i, 1)
+	}
+	if n := int64(heap() - before); n > 64<<10 {
+		t.Errorf("%d bytes are left of inodes that were forgotten", n)
+	}
+	runtime.KeepAlive(ix)
+}
+
 // An image that joins and leaves a domain of which the kernel knows a million inodes.
 func BenchmarkJoinAndLeave(b *testing.B) {
 	const images, files = 50, 20_000
