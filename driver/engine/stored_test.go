@@ -86,7 +86,7 @@ func TestStoredFiles(t *testing.T) {
 			{"a domain with a limit", dir[0] + "/same", dir[4] + "/same", false},
 			{"a small file", dir[0] + "/small", dir[1] + "/small", true},
 		} {
-			if got := slices.Equal(images.PageFrames(t, c.one), images.PageFrames(t, c.two)); got != c.want {
+			if got := images.SamePages(t, c.one, c.two); got != c.want {
 				t.Errorf("%s: same physical pages %v, want %v", c.what, got, c.want)
 			}
 		}

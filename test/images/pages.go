@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -33,6 +34,29 @@ func PageFrames(t testing.TB, path string) []uint64 {
 		frames[i] = frameOf(t, pagemap, data, i)
 	}
 	return frames
+}
+
+// SamePages tells whether two files have the same physical pages. It fails the test when
+// some are the same and others not. Both are locked while they are looked at: the frame
+// of a page that is evicted may be that of the next one read. It needs CAP_SYS_ADMIN and
+// CAP_IPC_LOCK.
+func SamePages(t testing.TB, one, two string) bool {
+	t.Helper()
+	for _, path := range []string{one, two} {
+		data := mapFile(t, path)
+		defer func() { _ = unix.Munmap(data) }()
+		if err := unix.Mlock(data); err != nil {
+			t.Fatalf("lock %s: %v", path, err)
+		}
+	}
+	a, b := PageFrames(t, one), PageFrames(t, two)
+	if slices.Equal(a, b) {
+		return true
+	}
+	if shared := slices.DeleteFunc(b, func(frame uint64) bool { return !slices.Contains(a, frame) }); len(shared) > 0 {
+		t.Errorf("%s and %s have %d of %d pages in common", one, two, len(shared), len(a))
+	}
+	return false
 }
 
 // ResidentFrames returns the physical pages of a file that are in the page cache, each
