@@ -203,8 +203,7 @@ func TestDropCaches(t *testing.T) {
 		}})
 		read := func() int64 {
 			t.Helper()
-			readAll(t, ch.mustFront(t, 0, front))
-			readAll(t, ch.mustFront(t, 1, front))
+			defer images.LockPages(t, filesBelow(t, ch.mustFront(t, 0, front), ch.mustFront(t, 1, front))...)()
 			return domainStatus(t, state).BytesResident
 		}
 		all := read()

@@ -271,6 +271,27 @@ func readAll(t *testing.T, dir string) (n int64) {
 	return n
 }
 
+// filesBelow lists the regular files below directories that hold data.
+func filesBelow(t *testing.T, dirs ...string) (paths []string) {
+	t.Helper()
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			st, err := d.Info()
+			if err == nil && st.Size() > 0 {
+				paths = append(paths, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return paths
+}
+
 // best is the front that takes over where the overlay can't be had.
 func best(t *testing.T) string {
 	t.Helper()
@@ -400,8 +421,11 @@ func TestStatusCountsPages(t *testing.T) {
 		ch := startChild(t, childConfig{StateDir: state, Front: front, Mounts: []childMount{
 			{Domain: "x", Image: images.Build(t, mkfs, nil, a)}, {Domain: "x", Image: images.Build(t, mkfs, nil, b)},
 		}})
-		bytes := readAll(t, ch.mustFront(t, 0, front)) + readAll(t, ch.mustFront(t, 1, front))
+		dirs := []string{ch.mustFront(t, 0, front), ch.mustFront(t, 1, front)}
+		bytes := readAll(t, dirs[0]) + readAll(t, dirs[1])
+		unlock := images.LockPages(t, filesBelow(t, dirs...)...)
 		d := domainStatus(t, state)
+		unlock()
 		if len(d.Fronts) != 2 {
 			t.Fatalf("domain %+v: want two fronts", d)
 		}
@@ -429,9 +453,10 @@ func TestImageThatLeavesTakesItsPages(t *testing.T) {
 	ch := startChild(t, childConfig{StateDir: state, Front: FrontOverlay, Mounts: []childMount{
 		{Domain: "x", Image: images.Build(t, mkfs, nil, a)}, {Domain: "x", Image: images.Build(t, mkfs, nil, b)},
 	}})
-	readAll(t, ch.mustFront(t, 0, FrontOverlay))
-	readAll(t, ch.mustFront(t, 1, FrontOverlay))
+	unlockStaying := images.LockPages(t, filesBelow(t, ch.mustFront(t, 1, FrontOverlay))...)
+	unlock := images.LockPages(t, filesBelow(t, ch.mustFront(t, 0, FrontOverlay))...)
 	before := domainStatus(t, state)
+	unlock()
 	if before.SharedInodes != 5 {
 		t.Fatalf("%d shared inodes, want 5: %+v", before.SharedInodes, before)
 	}
@@ -443,6 +468,7 @@ func TestImageThatLeavesTakesItsPages(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+	unlockStaying()
 	const file = (3<<20 + 123 + 4095) / 4096 * 4096
 	if after.SharedInodes != 4 || before.BytesResident-after.BytesResident != file || after.BytesSaved != 0 {
 		t.Errorf("before %+v, after %+v: want one inode and its %d bytes less", before, after, file)

@@ -36,19 +36,33 @@ func PageFrames(t testing.TB, path string) []uint64 {
 	return frames
 }
 
-// SamePages tells whether two files have the same physical pages. It fails the test when
-// some are the same and others not. Both are locked while they are looked at: the frame
-// of a page that is evicted may be that of the next one read. It needs CAP_SYS_ADMIN and
-// CAP_IPC_LOCK.
-func SamePages(t testing.TB, one, two string) bool {
+// LockPages reads files and keeps their pages in memory until unlock is called: an idle
+// kernel takes page cache away within seconds. It needs CAP_IPC_LOCK.
+func LockPages(t testing.TB, paths ...string) (unlock func()) {
 	t.Helper()
-	for _, path := range []string{one, two} {
+	var locked [][]byte
+	unlock = func() {
+		for _, data := range locked {
+			_ = unix.Munmap(data)
+		}
+	}
+	for _, path := range paths {
 		data := mapFile(t, path)
-		defer func() { _ = unix.Munmap(data) }()
+		locked = append(locked, data)
 		if err := unix.Mlock(data); err != nil {
+			unlock()
 			t.Fatalf("lock %s: %v", path, err)
 		}
 	}
+	return unlock
+}
+
+// SamePages tells whether two files have the same physical pages. It fails the test when
+// some are the same and others not. Both are locked while they are looked at: the frame
+// of a page that is evicted may be that of the next one read. It needs CAP_SYS_ADMIN.
+func SamePages(t testing.TB, one, two string) bool {
+	t.Helper()
+	defer LockPages(t, one, two)()
 	a, b := PageFrames(t, one), PageFrames(t, two)
 	if slices.Equal(a, b) {
 		return true
