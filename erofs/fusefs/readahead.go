@@ -147,7 +147,10 @@ func chunkEnd(off int64) int64 { return off&^(requestSize-1) + requestSize }
 // take returns the bytes from off to end, which are not beyond the file's, if all of
 // them are being read ahead, or were.
 func (r *readAhead) take(in share.Inode, off, end int64) *aheadResult {
-	var res aheadResult
+	if a := r.slot(in, off).Load(); a == nil || a.inode != in {
+		return nil // nearly always, and without allocating
+	}
+	res := new(aheadResult)
 	for off < end {
 		to := min(end, chunkEnd(off))
 		slot := r.slot(in, off)
@@ -163,7 +166,7 @@ func (r *readAhead) take(in share.Inode, off, end int64) *aheadResult {
 		res.parts = append(res.parts, a.buf[off-a.off:to-a.off])
 		off = to
 	}
-	return &res
+	return res
 }
 
 // startFrom begins to read what comes after a request that ended at off.
