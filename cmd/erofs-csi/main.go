@@ -13,6 +13,9 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"runtime/debug"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
 // minProcs is the least GOMAXPROCS. Our threads wait for disks more than they
@@ -23,6 +26,9 @@ const minProcs = 8
 
 func main() {
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), minProcs))
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(engine.GCPercent)
+	}
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 

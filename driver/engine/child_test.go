@@ -82,6 +82,7 @@ func TestMain(m *testing.M) {
 // lets go of all when stdin ends.
 func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	ctx := context.Background()
+	debug.SetGCPercent(GCPercent)
 	var c childConfig
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
 		return err

@@ -62,6 +62,12 @@ const (
 // Fronts are the values of Config.Front.
 var Fronts = []string{FrontAuto, FrontOverlay, FrontPassthrough, FrontTree}
 
+// GCPercent is what a process with an engine is to give to debug.SetGCPercent. What
+// lives is bounded and grows slowly, and what comes on top of it is made while images
+// are mounted: with Go's 100, mounting images of 20,000 files took 61 MB at the most
+// (RssAnon), with 40 it took 40, in the same time.
+const GCPercent = 40
+
 // ErrClosed says that the engine is being closed.
 var ErrClosed = errors.New("the engine is closed")
 
