@@ -18,6 +18,7 @@ func newOpened(blobs []*Blob) *opened {
 // image must not have been released.
 func (i *Image) Clone() *Image {
 	i.files.holds.Add(1)
+	i.store.add(i.id)
 	return &Image{
 		store: i.store, id: i.id, reference: i.reference, digest: i.digest,
 		sidecars: i.sidecars, files: i.files,

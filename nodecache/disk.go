@@ -89,6 +89,14 @@ func (d disk) remove(path string) error {
 	return os.Remove(path)
 }
 
+// removeAll is remove for what may be a directory that somebody put there.
+func (d disk) removeAll(path string) error {
+	if err := d.step("remove", path); err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
+
 // createTemp makes a new file below tmp.
 func (s *Store) createTemp() (*os.File, error) {
 	return s.disk.create(filepath.Join(s.dir.tmp, strconv.FormatUint(s.temps.Add(1), 36)))
@@ -109,10 +117,28 @@ func (s *Store) publish(f *os.File, final string) error {
 	if err := s.disk.rename(f.Name(), final); err != nil {
 		return err
 	}
+	s.unclaim(f.Name())
 	if err := f.Close(); err != nil {
 		return err
 	}
 	return s.disk.syncDir(filepath.Dir(final))
+}
+
+// writeFile makes a small file with the given content, durably.
+func (s *Store) writeFile(path string, content []byte) error {
+	f, err := s.createTemp()
+	if err != nil {
+		return err
+	}
+	if err := s.disk.writeAt(f, content, 0); err != nil {
+		s.discard(f)
+		return err
+	}
+	if err := s.publish(f, path); err != nil {
+		s.discard(f)
+		return err
+	}
+	return nil
 }
 
 // discard closes and removes a temporary file. If it can't be removed, the
@@ -120,11 +146,15 @@ func (s *Store) publish(f *os.File, final string) error {
 func (s *Store) discard(f *os.File) {
 	_ = f.Close()
 	_ = s.disk.remove(f.Name())
+	s.unclaim(f.Name())
 }
+
+// full tells whether an error says that the disk or a quota is full.
+func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 // diskError says what failed, as ErrNoSpace if the disk or a quota is full.
 func (s *Store) diskError(what string, err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if full(err) {
 		return fmt.Errorf("%s: %w: %s: %w", what, ErrNoSpace, s.dir.root, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)

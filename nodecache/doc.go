@@ -3,8 +3,11 @@
 // place.
 //
 // Limits. It stores bytes and knows no image format. Whole blobs only, no lazy
-// parts. One process owns a store directory. It evicts nothing: a pull that
-// does not fit fails with [ErrNoSpace] before it writes. Digests are SHA-256.
+// parts. One process owns a store directory. A pull that does not fit, on the
+// disk or within the limit of the store, evicts images that nobody uses, and if
+// that is not enough fails with [ErrNoSpace] before it writes. What little is
+// written besides (records, sidecars, pins) may be above the limit until the next
+// look. Digests are SHA-256.
 // Manifests and indexes are at most 4 MiB, dockerconfigjson documents at most
 // 1 MiB, references at most 4096 bytes. https:// references are refused. Layers
 // compressed as a whole (+gzip, +zstd) and images of several layers are refused
@@ -13,14 +16,17 @@
 // The directory:
 //
 //	lock                         flock(2)ed by the owner; holds its pid
-//	blobs/sha256/<hex>           a complete blob whose bytes have this digest
+//	blobs/sha256/<hex>           a complete blob whose bytes have this digest; its
+//	                             mtime says when it was last used
 //	blobs/sha256/<hex>.<name>    a sidecar of that blob
 //	refs/<hex>                   JSON: what a reference resolved to; <hex> is
 //	                             the SHA-256 of the reference's canonical form
 //	paths/<ID>.<name>            a sidecar of an image used in place
+//	pins/<hex>                   JSON: a reference or digest whose image stays;
+//	                             <hex> is its SHA-256
 //	tmp/                         partial files; emptied by Open
 //
-// A name below blobs, refs or paths appears only by rename(2) of a complete and
+// Other names are left alone. A name below blobs, refs, paths or pins appears only by rename(2) of a complete and
 // synced file, and the directory is synced before anybody is told. A reference
 // is written after its blob, so at each step between the two the worst that a
 // crash leaves is a blob without a reference, which the next pull of it finds.

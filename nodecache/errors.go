@@ -11,7 +11,8 @@ var (
 	ErrNotFound = errors.New("image not found")
 	// ErrDigestMismatch: bytes whose digest or size is not the promised one.
 	ErrDigestMismatch = errors.New("digest mismatch")
-	// ErrNoSpace: the blob does not fit on the disk of the store.
+	// ErrNoSpace: the blob does not fit on the disk of the store, or not within
+	// its limit, and evicting what nobody uses is not enough.
 	ErrNoSpace = errors.New("not enough space in the image store")
 	// ErrUnauthorized: the registry refused access (401, 403).
 	ErrUnauthorized = errors.New("unauthorized")
@@ -27,6 +28,8 @@ var (
 	// ErrUnsupportedImage: an artifact that holds no EROFS image this release
 	// can use.
 	ErrUnsupportedImage = errors.New("unsupported image")
+	// ErrInUse: an image that somebody uses or has pinned can't be removed.
+	ErrInUse = errors.New("image is in use")
 	// ErrLocked: another process owns the store directory.
 	ErrLocked = errors.New("image store is in use")
 	// ErrInterrupted: the store was closed while the call ran.

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"sync"
 )
 
 // Image is an image in use: one blob of the store, or one or more files used
@@ -20,7 +19,9 @@ type Image struct {
 	digest    string
 	sidecars  string // path of a sidecar without .<name>
 	files     *opened
-	release   sync.Once
+
+	resting  bool // see Rest; GUARDED_BY(store.mu)
+	released bool // GUARDED_BY(store.mu)
 }
 
 // ID is the identity of the bytes, at most 80 bytes and safe as a file name:
@@ -93,9 +94,20 @@ func (i *Image) Unlinked() bool { return slices.ContainsFunc(i.files.blobs, (*Bl
 // Release ends the use of the image; that of its clones goes on. Once all have
 // ended, reads that run finish and later ones fail. Calls after the first do
 // nothing.
-func (i *Image) Release() { i.release.Do(i.files.drop) }
+func (i *Image) Release() {
+	i.store.mu.Lock()
+	released, resting := i.released, i.resting
+	i.released = true
+	i.store.mu.Unlock()
+	if released {
+		return
+	}
+	i.files.drop()
+	i.store.drop(i.id, resting)
+}
 
-// openStored opens the blob of rec, which [Store.lookup] or a pull has found.
+// openStored opens the blob of rec, which [Store.lookup] or a pull has found and
+// the caller holds.
 func (s *Store) openStored(ref reference, rec record) (*Image, error) {
 	path := s.dir.blob(rec.Blob)
 	fd, direct, err := openDirect(path, noFollow)
@@ -111,9 +123,10 @@ func (s *Store) openStored(ref reference, rec record) (*Image, error) {
 	}
 	full := ref
 	full.digest = rec.Resolved
+	s.add(imageID(rec.Blob))
 	return &Image{
 		store:     s,
-		id:        "sha256-" + rec.Blob.Encoded(),
+		id:        imageID(rec.Blob),
 		reference: full.String(),
 		digest:    rec.Blob.String(),
 		sidecars:  filepath.Join(s.dir.blobs, rec.Blob.Encoded()),

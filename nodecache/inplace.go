@@ -1,6 +1,7 @@
 package nodecache
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -20,20 +21,24 @@ import (
 // a FIFO nor wakes a device's driver. All checks are made on that descriptor,
 // and the file is then opened through it: there is no moment between check and
 // open in which the path could be made to lead elsewhere.
-func (s *Store) openInPlace(ref reference) (*Image, error) {
+func (s *Store) openInPlace(ctx context.Context, ref reference) (*Image, error) {
 	img := &Image{store: s, reference: ref.String(), files: newOpened(nil)}
 	id := sha256.New()
 	for _, path := range ref.paths {
 		b, identity, err := openPath(path, s.allowed)
 		if err != nil {
-			img.Release()
+			img.files.drop()
 			return nil, err
 		}
 		img.files.blobs = append(img.files.blobs, b)
 		id.Write(identity)
 	}
-	img.id = "file-" + hex.EncodeToString(id.Sum(nil))
+	img.id = pathIDPrefix + hex.EncodeToString(id.Sum(nil))
 	img.sidecars = filepath.Join(s.dir.paths, img.id)
+	if _, err := s.hold(ctx, img.id); err != nil { // the image's Release ends it
+		img.files.drop()
+		return nil, err
+	}
 	return img, nil
 }
 

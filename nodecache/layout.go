@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -14,7 +16,7 @@ const noFollow = unix.O_NOFOLLOW
 
 // layout holds the paths of a store directory; see the package comment.
 type layout struct {
-	root, lock, blobs, refs, tmp, paths string
+	root, lock, blobs, refs, tmp, paths, pins string
 }
 
 func newLayout(root string) layout {
@@ -25,19 +27,47 @@ func newLayout(root string) layout {
 		refs:  filepath.Join(root, "refs"),
 		tmp:   filepath.Join(root, "tmp"),
 		paths: filepath.Join(root, "paths"),
+		pins:  filepath.Join(root, "pins"),
 	}
 }
 
 // directories are all below root, parents first.
 func (l layout) directories() []string {
-	return []string{filepath.Dir(l.blobs), l.blobs, l.refs, l.tmp, l.paths}
+	return []string{filepath.Dir(l.blobs), l.blobs, l.refs, l.tmp, l.paths, l.pins}
 }
+
+// top are the names in root that are the store's.
+func (l layout) top() []string { return []string{"lock", "blobs", "refs", "tmp", "paths", "pins"} }
 
 // blob is the path of the blob d, a valid SHA-256 digest.
 func (l layout) blob(d digest.Digest) string { return filepath.Join(l.blobs, d.Encoded()) }
 
 // ref is the path of the record of a registry reference.
-func (l layout) ref(ref reference) string {
-	sum := sha256.Sum256([]byte(ref.canonical()))
-	return filepath.Join(l.refs, hex.EncodeToString(sum[:]))
+func (l layout) ref(ref reference) string { return filepath.Join(l.refs, fileNameOf(ref.canonical())) }
+
+// pin is the path of the pin of a reference, in its canonical form, or digest.
+func (l layout) pin(what string) string { return filepath.Join(l.pins, fileNameOf(what)) }
+
+// fileNameOf is a file name for a text that is no file name.
+func fileNameOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+var hexName = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// blobName takes apart a name in blobs: the encoded digest, and the name of a
+// sidecar or "" for the blob itself. ok is false for a name that is none of the
+// store's.
+func blobName(name string) (encoded, sidecar string, ok bool) {
+	encoded, sidecar, isSidecar := strings.Cut(name, ".")
+	return encoded, sidecar, hexName.MatchString(encoded) && (!isSidecar || sidecarName.MatchString(sidecar))
+}
+
+// pathName takes apart a name in paths: the ID of an image used in place, and
+// the name of its sidecar.
+func pathName(name string) (id, sidecar string, ok bool) {
+	id, sidecar, _ = strings.Cut(name, ".")
+	hexes, prefixed := strings.CutPrefix(id, pathIDPrefix)
+	return id, sidecar, prefixed && hexName.MatchString(hexes) && sidecarName.MatchString(sidecar)
 }

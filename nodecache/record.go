@@ -109,17 +109,5 @@ func (s *Store) writeRecord(path string, rec record) error {
 	if len(text) > maxRecord {
 		return errors.New("the record is too long")
 	}
-	f, err := s.createTemp()
-	if err != nil {
-		return err
-	}
-	if err := s.disk.writeAt(f, text, 0); err != nil {
-		s.discard(f)
-		return err
-	}
-	if err := s.publish(f, path); err != nil {
-		s.discard(f)
-		return err
-	}
-	return nil
+	return s.writeFile(path, text)
 }

@@ -18,11 +18,13 @@ import (
 //     of blobs that are not there;
 //   - a sidecar without its blob is removed.
 //
-// A blob without a record stays: the next pull of it finds it. It is idempotent
-// and may itself be cut off anywhere.
+// A blob without a record stays: the next pull of it finds it, and it is evicted
+// like any other. So do pins of what is not there, and files whose names are none
+// of the store's: [Store.List] tells of them. It is idempotent and may itself be
+// cut off anywhere.
 func (s *Store) repair() error {
 	if err := s.eachName(s.dir.tmp, func(name string) error {
-		return os.RemoveAll(filepath.Join(s.dir.tmp, name))
+		return s.disk.removeAll(filepath.Join(s.dir.tmp, name))
 	}); err != nil {
 		return err
 	}
@@ -30,9 +32,11 @@ func (s *Store) repair() error {
 		return err
 	}
 	return s.eachName(s.dir.blobs, func(name string) error {
-		blob, sidecar, _ := strings.Cut(name, ".")
-		_, err := os.Lstat(filepath.Join(s.dir.blobs, blob))
-		if sidecar == "" || !errors.Is(err, os.ErrNotExist) {
+		blob, sidecar, ok := blobName(name)
+		if !ok || sidecar == "" {
+			return nil
+		}
+		if _, err := os.Lstat(filepath.Join(s.dir.blobs, blob)); !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		return s.disk.remove(filepath.Join(s.dir.blobs, name))
@@ -41,6 +45,9 @@ func (s *Store) repair() error {
 
 func (s *Store) repairRefs() error {
 	return s.eachName(s.dir.refs, func(name string) error {
+		if !hexName.MatchString(name) {
+			return nil
+		}
 		path := filepath.Join(s.dir.refs, name)
 		rec, err := readRecord(path)
 		if err == nil && s.blobPresent(rec.Blob, rec.Size) {
@@ -62,7 +69,7 @@ func (s *Store) removeBlob(d digest.Digest) error {
 		if name != d.Encoded() && !strings.HasPrefix(name, d.Encoded()+".") {
 			return nil
 		}
-		return os.RemoveAll(filepath.Join(s.dir.blobs, name))
+		return s.disk.removeAll(filepath.Join(s.dir.blobs, name))
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -33,6 +34,15 @@ type Config struct {
 	// ReserveBytes of the disk are left free by pulls. 0 means 1 % of the file
 	// system and at most 256 MiB; a negative value means none.
 	ReserveBytes int64
+	// LimitBytes is what the store may take on the disk, as du(1) counts it, all
+	// of its files and directories but those that others keep in Dir. 0: no limit.
+	LimitBytes int64
+	// EvictBelowBytes: while less of the disk is free, [Store.Tend] evicts images
+	// that were not used for some minutes. 0: never for that.
+	EvictBelowBytes int64
+	// OnEvict, if set, is told of each eviction. It must return soon and call
+	// nothing of the store.
+	OnEvict func(Eviction)
 }
 
 // Store is an open store directory. All methods may be called concurrently.
@@ -51,12 +61,24 @@ type Store struct {
 	life context.Context
 	kill context.CancelCauseFunc
 
-	space sync.Mutex // makes one step of looking for room and taking it
+	limit      int64
+	evictBelow int64
+	onEvict    func(Eviction)
+	letGo      func(id string)
+	tendEvery  time.Duration
+	tending    chan struct{} // wakes Tend
+	evictions  atomic.Int64
+
+	// space makes one step of looking for room and taking it.
+	// LOCK ORDER: space before mu.
+	space sync.Mutex
 
 	mu      sync.Mutex
 	closed  bool                      // GUARDED_BY(mu)
 	running sync.WaitGroup            // Add: GUARDED_BY(mu), while !closed
 	flights map[digest.Digest]*flight // GUARDED_BY(mu)
+	uses    map[string]*use           // by Image.ID; GUARDED_BY(mu)
+	claims  map[string]int64          // what a file may come to take, by path; GUARDED_BY(mu)
 }
 
 // Open opens a store directory, making it if needed, locks it and removes what
@@ -80,6 +102,10 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 		retry:     defaultRetry,
 		transport: newTransport(cfg.RootCAs),
 		flights:   make(map[digest.Digest]*flight),
+
+		limit: cfg.LimitBytes, evictBelow: cfg.EvictBelowBytes, onEvict: cfg.OnEvict,
+		tendEvery: tendEvery, tending: make(chan struct{}, 1),
+		uses: make(map[string]*use), claims: make(map[string]int64),
 	}
 	if cfg.AllowedPaths != nil {
 		s.allowed = []string{}
@@ -222,13 +248,22 @@ func (s *Store) Acquire(ctx context.Context, ref string, opts AcquireOptions) (*
 		return nil, fmt.Errorf("image %s: %w", r, err)
 	}
 	if r.isPath() {
-		return s.openInPlace(r)
+		return s.openInPlace(ctx, r)
 	}
 	return s.acquireRemote(ctx, r, policy, opts.DockerConfig)
 }
 
 func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPolicy, dockerConfig []byte) (*Image, error) {
 	rec, have := s.lookup(ref)
+	if have {
+		// Held from here on, it is there until it is open, unless it was just evicted.
+		release, err := s.hold(ctx, imageID(rec.Blob))
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		have = s.blobPresent(rec.Blob, rec.Size)
+	}
 	if have && (policy != Always || ref.digest != "") {
 		return s.openStored(ref, rec)
 	}
@@ -252,6 +287,11 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 	if err != nil {
 		return nil, err
 	}
+	release, err := s.hold(ctx, imageID(rec.Blob))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := s.pull(ctx, reg, rec); err != nil {
 		return nil, err
 	}
