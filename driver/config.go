@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // Name is the name of the driver, as CSIDriver objects and StorageClasses
@@ -55,6 +56,8 @@ type Config struct {
 	// PlainHTTPRegistries are the registries ("host" or "host:port") that are
 	// spoken to without TLS. Empty: those of this machine, if they speak none.
 	PlainHTTPRegistries []string
+	// Registries are the node's own credentials, mirrors and limits.
+	Registries nodecache.RegistryConfig
 	// InlineDomains are "NAMESPACE=DOMAIN" pairs: inline volumes of pods of
 	// NAMESPACE may ask for DOMAIN.
 	InlineDomains []string

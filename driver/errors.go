@@ -61,6 +61,7 @@ var codeTable = []struct {
 	{nodecache.ErrDigestMismatch, codes.DataLoss},
 	{nodecache.ErrChanged, codes.DataLoss},
 	{nodecache.ErrUnsupportedImage, codes.FailedPrecondition},
+	{nodecache.ErrConfiguration, codes.FailedPrecondition},
 	{nodecache.ErrLocked, codes.FailedPrecondition},
 
 	// A newer kernel, or another front by --front, would do.

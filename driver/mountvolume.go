@@ -132,9 +132,10 @@ func (m *volumeManager) create(ctx context.Context, req mountRequest) (err error
 	if err != nil {
 		return err
 	}
-	if req.Ephemeral && req.Attributes.PullPolicy != nodecache.Always {
+	if req.Ephemeral {
 		// An image that another pod's secret brought to the node is not
-		// thereby this pod's. Always asks the registry in Acquire.
+		// thereby this pod's. Always is no exception: its Acquire may ask a
+		// mirror, which may give to all what the registry gives to some.
 		if err := m.store.Authorize(ctx, req.Attributes.Image, req.DockerConfig); err != nil {
 			return hintSecret(err, req)
 		}

@@ -43,9 +43,13 @@ func RunNode(ctx context.Context, cfg Config) error {
 		Dir:          cfg.CacheDir,
 		AllowedPaths: append([]string{}, cfg.AllowedPaths...), // never nil, which allows all
 		PlainHTTP:    cfg.plainHTTP(),
+		Registries:   cfg.Registries,
 	})
 	if err != nil {
 		return fmt.Errorf("image store %s: %w", cfg.CacheDir, err)
+	}
+	for _, problem := range store.Problems() {
+		klog.FromContext(ctx).Info("A part of the configuration of registries can't be used", "reason", problem.Error())
 	}
 	// Owning the store, this is the one plugin of the node: what else is in
 	// the state directory is dead.

@@ -1,10 +1,12 @@
 package nodecache
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -25,34 +27,52 @@ type authEntry struct {
 	RegistryToken string `json:"registrytoken"`
 }
 
-// credentialFor finds the entry for a repository in a dockerconfigjson: the
-// one with the longest matching path, and a plain host before one with
-// wildcards. It returns the empty credential if there is none. The error wraps
-// [ErrInvalidCredentials] and quotes nothing of the document.
-func credentialFor(config []byte, ref reference) (auth.Credential, error) {
+// credentialsFor finds the entries for a repository in a dockerconfigjson: the
+// one with the longest matching path first, and a plain host before one with
+// wildcards. There may be none. The error wraps [ErrInvalidCredentials] and
+// quotes nothing of the document.
+func credentialsFor(config []byte, registry, repository string) ([]auth.Credential, error) {
 	if len(config) == 0 {
-		return auth.EmptyCredential, nil
+		return nil, nil
 	}
 	if len(config) > maxDockerConfig {
-		return auth.EmptyCredential, fmt.Errorf("%w: the dockerconfigjson is %d bytes long, the limit is %d", ErrInvalidCredentials, len(config), maxDockerConfig)
+		return nil, fmt.Errorf("%w: the dockerconfigjson is longer than %d bytes", ErrInvalidCredentials, maxDockerConfig)
 	}
 	var doc struct {
 		Auths map[string]authEntry `json:"auths"`
 	}
 	if json.Unmarshal(config, &doc) != nil {
-		return auth.EmptyCredential, fmt.Errorf("%w: not a dockerconfigjson ({\"auths\": {\"host\": {\"auth\": ...}}})", ErrInvalidCredentials)
+		return nil, fmt.Errorf("%w: not a dockerconfigjson ({\"auths\": {\"host\": {\"auth\": ...}}})", ErrInvalidCredentials)
 	}
-	best, bestRank := "", -1
-	for key := range doc.Auths {
-		// The key as a tie-break makes the choice independent of map order.
-		if rank := matchAuthKey(key, ref); rank > bestRank || rank >= 0 && rank == bestRank && key < best {
-			best, bestRank = key, rank
+	return matchingCredentials(doc.Auths, registry, repository)
+}
+
+// matchingCredentials are those of the entries that fit, best first, each once,
+// and without empty ones.
+func matchingCredentials(entries map[string]authEntry, registry, repository string) ([]auth.Credential, error) {
+	var keys []string
+	rank := make(map[string]int)
+	for key := range entries {
+		if n := matchAuthKey(key, registry, repository); n >= 0 {
+			keys = append(keys, key)
+			rank[key] = n
 		}
 	}
-	if bestRank < 0 {
-		return auth.EmptyCredential, nil
+	// The key as a tie-break makes the choice independent of map order.
+	slices.SortFunc(keys, func(a, b string) int {
+		return cmp.Or(rank[b]-rank[a], strings.Compare(a, b))
+	})
+	var all []auth.Credential
+	for _, key := range keys {
+		c, err := entries[key].credential(registry)
+		if err != nil {
+			return nil, err
+		}
+		if c != auth.EmptyCredential && !slices.Contains(all, c) {
+			all = append(all, c)
+		}
 	}
-	return doc.Auths[best].credential(ref.registry)
+	return all, nil
 }
 
 func (e authEntry) credential(registry string) (auth.Credential, error) {
@@ -79,7 +99,7 @@ func (e authEntry) credential(registry string) (auth.Credential, error) {
 // matchAuthKey ranks how well a key of auths, such as "example.com",
 // "https://example.com:5000/v2/", "example.com/team" or "*.example.com", fits
 // the repository; -1 means not at all.
-func matchAuthKey(key string, ref reference) int {
+func matchAuthKey(key, registry, repository string) int {
 	if _, rest, ok := strings.Cut(key, "://"); ok {
 		key = rest
 	}
@@ -88,11 +108,11 @@ func matchAuthKey(key string, ref reference) int {
 	if under == "v1" || under == "v2" {
 		under = ""
 	}
-	if under != "" && ref.repository != under && !strings.HasPrefix(ref.repository, under+"/") {
+	if under != "" && repository != under && !strings.HasPrefix(repository, under+"/") {
 		return -1
 	}
 	rank := 2 * len(under)
-	switch host, want := dockerHub(host), dockerHub(ref.registry); {
+	switch host, want := dockerHub(host), dockerHub(registry); {
 	case strings.EqualFold(host, want):
 		return rank + 1
 	case matchHost(host, want):

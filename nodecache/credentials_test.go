@@ -3,6 +3,7 @@ package nodecache
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +19,7 @@ func dockerConfig(host, user, password string) []byte {
 	return fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, host, basicAuth(user, password))
 }
 
-func TestCredentialFor(t *testing.T) {
+func TestCredentialsFor(t *testing.T) {
 	config := fmt.Sprintf(`{"auths": {
 		"example.com": {"auth": %q},
 		"https://example.com:5000/v2/": {"username": "u2", "password": "p2"},
@@ -30,34 +31,35 @@ func TestCredentialFor(t *testing.T) {
 		"colon.example.com": {"auth": %q},
 		"raw.example.com": {"auth": %q}
 	}, "credHelpers": {"x": "y"}}`, basicAuth("u1", "p1"), basicAuth("u", "p:q"), strings.TrimRight(basicAuth("u", "pass"), "="))
-	for ref, want := range map[string]auth.Credential{
-		"example.com/a":           {Username: "u1", Password: "p1"},
-		"example.com/teamwork":    {Username: "u1", Password: "p1"},
-		"example.com/team":        {RefreshToken: "id"},
-		"example.com/team/a":      {RefreshToken: "id"},
-		"example.com/team/deep/a": {AccessToken: "reg"},
-		"example.com:5000/a":      {Username: "u2", Password: "p2"},
-		"example.com:5001/a":      {},
-		"sub.example.com/a":       {Username: "wild", Password: "card"},
-		"a.sub.example.com/a":     {},
-		"exact.example.com/a":     {Username: "ex", Password: "act"},
-		"colon.example.com/a":     {Username: "u", Password: "p:q"},
-		"raw.example.com/a":       {Username: "u", Password: "pass"},
-		"docker.io/library/a":     {Username: "hub", Password: "hubpass"},
-		"index.docker.io/a":       {Username: "hub", Password: "hubpass"},
-		"127.0.0.1:5000/a":        {},
+	u1 := auth.Credential{Username: "u1", Password: "p1"}
+	for ref, want := range map[string][]auth.Credential{
+		"example.com/a":           {{Username: "u1", Password: "p1"}},
+		"example.com/teamwork":    {{Username: "u1", Password: "p1"}},
+		"example.com/team":        {{RefreshToken: "id"}, u1},
+		"example.com/team/a":      {{RefreshToken: "id"}, u1},
+		"example.com/team/deep/a": {{AccessToken: "reg"}, {RefreshToken: "id"}, u1},
+		"example.com:5000/a":      {{Username: "u2", Password: "p2"}},
+		"example.com:5001/a":      nil,
+		"sub.example.com/a":       {{Username: "wild", Password: "card"}},
+		"a.sub.example.com/a":     nil,
+		"exact.example.com/a":     {{Username: "ex", Password: "act"}, {Username: "wild", Password: "card"}},
+		"colon.example.com/a":     {{Username: "u", Password: "p:q"}, {Username: "wild", Password: "card"}},
+		"raw.example.com/a":       {{Username: "u", Password: "pass"}, {Username: "wild", Password: "card"}},
+		"docker.io/library/a":     {{Username: "hub", Password: "hubpass"}},
+		"index.docker.io/a":       {{Username: "hub", Password: "hubpass"}},
+		"127.0.0.1:5000/a":        nil,
 	} {
 		r, err := parseReference(ref)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := credentialFor([]byte(config), r); err != nil || got != want {
+		if got, err := credentialsFor([]byte(config), r.registry, r.repository); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%s: %+v, %v; want %+v", ref, got, err, want)
 		}
 	}
 }
 
-func TestCredentialForRefuses(t *testing.T) {
+func TestCredentialsForRefuses(t *testing.T) {
 	r, err := parseReference("example.com/a")
 	if err != nil {
 		t.Fatal(err)
@@ -69,28 +71,28 @@ func TestCredentialForRefuses(t *testing.T) {
 		`{"auths": {"example.com": {"auth": "aHVudGVyMjI="}}}`,
 		`{"auths": {"example.com": {"auth": ` + strings.Repeat(" ", maxDockerConfig) + `""}}}`,
 	} {
-		_, err := credentialFor([]byte(config), r)
+		_, err := credentialsFor([]byte(config), r.registry, r.repository)
 		wantError(t, err, ErrInvalidCredentials)
 		if strings.Contains(err.Error(), "hunter22") {
 			t.Errorf("the error quotes the secret: %v", err)
 		}
 	}
-	if c, err := credentialFor(nil, r); err != nil || c != auth.EmptyCredential {
+	if c, err := credentialsFor(nil, r.registry, r.repository); err != nil || c != nil {
 		t.Errorf("no config: %+v, %v", c, err)
 	}
-	if c, err := credentialFor([]byte(`{}`), r); err != nil || c != auth.EmptyCredential {
+	if c, err := credentialsFor([]byte(`{}`), r.registry, r.repository); err != nil || c != nil {
 		t.Errorf("empty config: %+v, %v", c, err)
 	}
 }
 
-func FuzzCredentialFor(f *testing.F) {
+func FuzzCredentialsFor(f *testing.F) {
 	f.Add([]byte(`{"auths":{"example.com":{"auth":"dTpw"},"*.com":{"username":"u"}}}`))
 	r, err := parseReference("example.com/a/b")
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, config []byte) {
-		if _, err := credentialFor(config, r); err != nil {
+		if _, err := credentialsFor(config, r.registry, r.repository); err != nil {
 			wantError(t, err, ErrInvalidCredentials)
 		}
 	})

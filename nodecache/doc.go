@@ -1,6 +1,6 @@
-// Package nodecache keeps a node's images: blobs pulled from OCI registries, in
-// a directory that survives crashes, and images at paths of the node, used in
-// place.
+// Package nodecache keeps a node's images: blobs pulled from OCI registries,
+// their mirrors and web servers, in a directory that survives crashes, and images
+// at paths of the node, used in place.
 //
 // Limits. It stores bytes and knows no image format. Whole blobs only, no lazy
 // parts. One process owns a store directory. A pull that does not fit, on the
@@ -9,9 +9,10 @@
 // written besides (records, sidecars, pins) may be above the limit until the next
 // look. Digests are SHA-256.
 // Manifests and indexes are at most 4 MiB, dockerconfigjson documents at most
-// 1 MiB, references at most 4096 bytes. https:// references are refused. Layers
-// compressed as a whole (+gzip, +zstd) and images of several layers are refused
-// by name. It never logs, and no error holds a secret.
+// 1 MiB, references at most 4096 bytes, and files of web servers that do not
+// say their length at most 16 GiB. Layers compressed as a whole (+gzip, +zstd)
+// and images of several layers are refused by name. It never logs, and no error
+// holds a secret.
 //
 // The directory:
 //

@@ -42,11 +42,18 @@ func (s *Store) download(ctx context.Context, reg *registryClient, rec record) (
 		}
 	}()
 	t := &transfer{store: s, reg: reg, blob: rec.Blob, size: rec.Size, file: f, hash: sha256.New(), buf: make([]byte, chunkSize)}
-	if err := reg.retry.do(ctx, func() (int64, error) { return t.attempt(ctx) }); err != nil {
+	err = reg.verified(rec.Blob.String(), func() error {
+		t.restart()
+		if err := reg.retry.do(ctx, func() (int64, error) { return t.attempt(ctx) }); err != nil {
+			return err
+		}
+		if got := digest.NewDigest(digest.SHA256, t.hash); got != rec.Blob {
+			return fmt.Errorf("%w: the registry sent %s for the %s", ErrDigestMismatch, got, what)
+		}
+		return nil
+	})
+	if err != nil {
 		return err
-	}
-	if got := digest.NewDigest(digest.SHA256, t.hash); got != rec.Blob {
-		return fmt.Errorf("%w: the registry sent %s for the %s", ErrDigestMismatch, got, what)
 	}
 	if err := ended(ctx); err != nil {
 		return fmt.Errorf("pull %s: %w", reg.ref, err)

@@ -25,6 +25,9 @@ var (
 	ErrInvalidReference = errors.New("invalid image reference")
 	// ErrInvalidCredentials: a pull secret that is no dockerconfigjson.
 	ErrInvalidCredentials = errors.New("invalid registry credentials")
+	// ErrConfiguration: a file of the node's configuration of registries that
+	// can't be used.
+	ErrConfiguration = errors.New("unusable configuration of registries")
 	// ErrUnsupportedImage: an artifact that holds no EROFS image this release
 	// can use.
 	ErrUnsupportedImage = errors.New("unsupported image")

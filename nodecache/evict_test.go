@@ -465,7 +465,7 @@ func TestEvictionTogether(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 		wg.Wait()
-		s.transport.CloseIdleConnections()
+		s.registries.transports.close()
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -283,7 +283,7 @@ func TestContextEnds(t *testing.T) {
 			}),
 		} {
 			front.set(fault)
-			s.retry.max = 10 * time.Second
+			s.retry.patience = 10 * time.Second
 			ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 			start := time.Now()
 			_, err := s.Acquire(ctx, front.host+"/"+path, AcquireOptions{})

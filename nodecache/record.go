@@ -85,7 +85,11 @@ func (s *Store) blobPresent(d digest.Digest, size int64) bool {
 // the manifest first and the tag last, so that a tag that is known is known by
 // its digests as well.
 func (s *Store) remember(ref reference, rec record) error {
-	for _, r := range []reference{ref.withDigest(rec.Manifest), ref.withDigest(rec.Resolved), ref} {
+	names := []reference{ref.withDigest(rec.Manifest), ref.withDigest(rec.Resolved), ref}
+	if ref.isWeb() {
+		names = names[2:] // it has no manifest
+	}
+	for _, r := range names {
 		rec := rec
 		rec.Reference = r.canonical()
 		if r.digest == rec.Manifest {

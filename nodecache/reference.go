@@ -2,6 +2,7 @@ package nodecache
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -13,13 +14,17 @@ import (
 const maxReference = 4096
 
 // referenceForms is what an error about a reference says is expected.
-const referenceForms = "an absolute path (/dir/image.erofs or file:///dir/image.erofs, each extra device appended as ,device=/path) " +
-	"or a registry reference (host[:port]/name[:tag][@sha256:...], with or without oci:// before it)"
+const referenceForms = "an absolute path (/dir/image.erofs or file:///dir/image.erofs, each extra device appended as ,device=/path), " +
+	"a registry reference (host[:port]/name[:tag][@sha256:...], with or without oci:// before it) " +
+	"or https://host[:port]/path#sha256:... with the digest of the file"
 
 // reference is a parsed image reference. Either paths is non-empty or registry
-// and repository are.
+// and repository are. Of an https:// reference url is the address as it was
+// written, registry its host, repository its path and digest that of the file.
 type reference struct {
 	paths []string // primary, then the extra devices; absolute, as written
+
+	url string // of an https:// reference, query and fragment included
 
 	registry   string        // host[:port]
 	repository string        // as the registry knows it
@@ -57,8 +62,10 @@ func parseReference(s string) (reference, error) {
 		return parsePaths(s, rest)
 	case "oci":
 		return parseRemote(s, rest, true)
-	case "https", "http":
-		return reference{}, invalidReference(s, scheme+":// is not supported by this release")
+	case "https":
+		return parseWeb(s)
+	case "http":
+		return reference{}, invalidReference(s, "http:// is refused: what comes over it can be read and held up by anybody on the way; use https://")
 	}
 	return reference{}, invalidReference(s, "unknown scheme")
 }
@@ -77,6 +84,35 @@ func parsePaths(whole, list string) (reference, error) {
 		}
 	}
 	return reference{paths: paths}, nil
+}
+
+// parseWeb parses https://host[:port]/path[?query]#sha256:<hex>. The query is
+// sent and is no part of the image's name: it is often a signature, which is a
+// secret and expires.
+func parseWeb(s string) (reference, error) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		return reference{}, invalidReference(s, "it is not a well-formed URL")
+	case u.User != nil:
+		return reference{}, invalidReference(s, "it holds a user or a password: put them into a pull secret")
+	case u.Host == "" || !looksLikeURLHost(u.Host):
+		return reference{}, invalidReference(s, "it has no valid host")
+	case strings.Trim(u.Path, "/") == "" || strings.HasSuffix(u.Path, "/"):
+		return reference{}, invalidReference(s, "it names no file on the host")
+	case u.Fragment == "":
+		return reference{}, invalidReference(s, "it has no digest: append #sha256: and the 64 hexadecimal digits that sha256sum prints of the file")
+	}
+	d := digest.Digest(u.Fragment)
+	if validDigest(d) != nil {
+		return reference{}, invalidReference(s, "what follows # is not sha256: and 64 lower-case hexadecimal digits")
+	}
+	return reference{url: s, registry: strings.ToLower(u.Host), repository: strings.TrimPrefix(u.EscapedPath(), "/"), digest: d}, nil
+}
+
+// looksLikeURLHost refuses hosts that net/url lets pass.
+func looksLikeURLHost(host string) bool {
+	return registry.Reference{Registry: host}.ValidateRegistry() == nil && !strings.HasSuffix(host, ":")
 }
 
 // parseRemote parses host[:port]/name[:tag][@digest]. Without oci:// the host
@@ -129,6 +165,9 @@ func looksLikeHost(host string) bool {
 // isPath tells whether the image is a file of the node.
 func (r reference) isPath() bool { return len(r.paths) > 0 }
 
+// isWeb tells whether the image is a file of a web server.
+func (r reference) isWeb() bool { return r.url != "" }
+
 // target is what the registry is asked for: the digest if there is one.
 func (r reference) target() string {
 	if r.digest != "" {
@@ -137,9 +176,12 @@ func (r reference) target() string {
 	return r.tag
 }
 
-// canonical is the text under which the store remembers a registry reference.
+// canonical is the text under which the store remembers a reference.
 // A tag beside a digest does not count: the digest alone says which bytes.
 func (r reference) canonical() string {
+	if r.isWeb() {
+		return "https://" + r.registry + "/" + r.repository + "#" + r.digest.String()
+	}
 	if r.digest != "" {
 		return r.registry + "/" + r.repository + "@" + r.digest.String()
 	}
@@ -152,10 +194,14 @@ func (r reference) withDigest(d digest.Digest) reference {
 	return r
 }
 
-// String is the full reference, which parses to the same.
+// String is the full reference, which parses to the same, but for the query of
+// an https:// reference.
 func (r reference) String() string {
-	if r.isPath() {
+	switch {
+	case r.isPath():
 		return strings.Join(r.paths, ",device=")
+	case r.isWeb():
+		return r.canonical()
 	}
 	s := r.registry + "/" + r.repository
 	if !looksLikeHost(r.registry) {
@@ -172,7 +218,7 @@ func (r reference) String() string {
 
 func invalidReference(ref, why string) error {
 	const most = 300
-	ref = redactUserinfo(ref)
+	ref = query.ReplaceAllString(redactUserinfo(ref), "?...")
 	if len(ref) > most {
 		ref = ref[:most] + "..."
 	}

@@ -19,6 +19,8 @@ func TestParseReference(t *testing.T) {
 		{"localhost/a", "localhost/a:latest", "localhost/a:latest"},
 		{"127.0.0.1:5000/a:t", "127.0.0.1:5000/a:t", "127.0.0.1:5000/a:t"},
 		{"[::1]:5000/a:t", "[::1]:5000/a:t", "[::1]:5000/a:t"},
+		{"https://Example.com/a.erofs#" + someDigest, "https://example.com/a.erofs#" + someDigest, "https://example.com/a.erofs#" + someDigest},
+		{"https://example.com:444/a/b%20c?sig=1&x#" + someDigest, "https://example.com:444/a/b%20c#" + someDigest, "https://example.com:444/a/b%20c#" + someDigest},
 	} {
 		r, err := parseReference(c.in)
 		if err != nil {
@@ -49,32 +51,42 @@ func TestParseReference(t *testing.T) {
 
 func TestParseReferenceRefuses(t *testing.T) {
 	for in, why := range map[string]string{
-		"":                                    "empty",
-		"image.erofs":                         "no registry host",
-		"./image.erofs":                       "relative path",
-		"../a/image.erofs":                    "relative path",
-		"dir/image.erofs":                     "not a registry host",
-		"library/redis:7":                     "not a registry host",
-		"/x/y.erofs,device=z":                 `"z" is not absolute`,
-		"/x/":                                 "directory",
-		"file://host/x":                       "absolute",
-		"https://example.com/a.erofs":         "https:// is not supported by this release",
-		"http://example.com/a.erofs":          "http:// is not supported by this release",
-		"docker://example.com/a":              "unknown scheme",
-		"oci://example.com":                   "no name",
-		"oci:///a":                            "no registry host",
-		"example.com/A":                       "malformed",
-		"example.com/a:":                      "tag",
-		"example.com/a:b:c":                   "tag",
-		"example.com/a:-x":                    "tag",
-		"example.com/a@sha256:12":             "digest",
-		"example.com/a@md5:12":                "digest",
-		"example.com/a:bad/tag@" + someDigest: "tag",
+		"":                            "empty",
+		"image.erofs":                 "no registry host",
+		"./image.erofs":               "relative path",
+		"../a/image.erofs":            "relative path",
+		"dir/image.erofs":             "not a registry host",
+		"library/redis:7":             "not a registry host",
+		"/x/y.erofs,device=z":         `"z" is not absolute`,
+		"/x/":                         "directory",
+		"file://host/x":               "absolute",
+		"https://example.com/a.erofs": "no digest: append #sha256:",
+		"https://example.com/a.erofs#" + someDigest[7:]:    "what follows #",
+		"https://example.com/a.erofs#sha512:abc":           "what follows #",
+		"https://example.com/#" + someDigest:               "names no file",
+		"https://example.com#" + someDigest:                "names no file",
+		"https://example.com/dir/#" + someDigest:           "names no file",
+		"https:///a.erofs#" + someDigest:                   "no valid host",
+		"https://example.com:x/a#" + someDigest:            "not a well-formed URL",
+		"https://exa mple.com/a#" + someDigest:             "not a well-formed URL",
+		"https://example.com/a%zz#" + someDigest:           "not a well-formed URL",
+		"http://example.com/a.erofs":                       "http:// is refused",
+		"http://example.com/a.erofs#" + someDigest:         "http:// is refused",
+		"docker://example.com/a":                           "unknown scheme",
+		"oci://example.com":                                "no name",
+		"oci:///a":                                         "no registry host",
+		"example.com/A":                                    "malformed",
+		"example.com/a:":                                   "tag",
+		"example.com/a:b:c":                                "tag",
+		"example.com/a:-x":                                 "tag",
+		"example.com/a@sha256:12":                          "digest",
+		"example.com/a@md5:12":                             "digest",
+		"example.com/a:bad/tag@" + someDigest:              "tag",
 		"example.com/a@sha512:" + strings.Repeat("a", 128): "digest",
-		"example.com:port/a": "host is malformed",
-		"example.com/a\nb":   "control",
-		"/x/\x00":            "control",
-		"example.com/" + strings.Repeat("a", 5000): "limit",
+		"example.com:port/a":                               "host is malformed",
+		"example.com/a\nb":                                 "control",
+		"/x/\x00":                                          "control",
+		"example.com/" + strings.Repeat("a", 5000):         "limit",
 	} {
 		_, err := parseReference(in)
 		wantError(t, err, ErrInvalidReference, why)
@@ -85,7 +97,7 @@ func TestParseReferenceRefuses(t *testing.T) {
 }
 
 func TestParseReferenceHidesPassword(t *testing.T) {
-	for _, in := range []string{"https://user:hunter22@example.com/a", "oci://user:hunter22@example.com/a", "user:hunter22@example.com/a", "user:hunter22@com/a"} {
+	for _, in := range []string{"https://example.com/a?token=hunter22", "https://user:hunter22@example.com/a", "https://user:hunter22@example.com/a#" + someDigest, "oci://user:hunter22@example.com/a", "user:hunter22@example.com/a", "user:hunter22@com/a"} {
 		_, err := parseReference(in)
 		wantError(t, err, ErrInvalidReference)
 		if strings.Contains(err.Error(), "hunter22") {
@@ -95,7 +107,7 @@ func TestParseReferenceHidesPassword(t *testing.T) {
 }
 
 func FuzzParseReference(f *testing.F) {
-	for _, s := range []string{"/x/y,device=/z", "example.com/a:b@" + someDigest, "file:///x", "oci://h/a", "https://u:p@h/"} {
+	for _, s := range []string{"/x/y,device=/z", "example.com/a:b@" + someDigest, "file:///x", "oci://h/a", "https://u:p@h/", "https://h/a?b#" + someDigest} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

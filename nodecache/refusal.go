@@ -26,68 +26,127 @@ import (
 // secret (a signed URL). So of an answer only the status and well-formed error
 // codes are quoted, and of an address at most host and path.
 
+// attemptError is what one host said, with a short form of it.
+type attemptError struct {
+	error
+	short string
+}
+
+func (e *attemptError) Unwrap() error { return e.error }
+
+// inShort names a mirror and what it said.
+func inShort(e *endpoint, err error) string {
+	short := "failed"
+	var attempt *attemptError
+	switch {
+	case errors.As(err, &attempt):
+		short = attempt.short
+	case errors.Is(err, ErrUnauthorized):
+		short = "unauthorized"
+	}
+	return e.host + ": " + short
+}
+
+func (r *registryClient) liarsInShort() (all []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.hosts {
+		if r.liars[e] {
+			all = append(all, e.host+": wrong bytes")
+		}
+	}
+	return all
+}
+
+// withMirrors tells what mirrors said before the registry failed.
+func withMirrors(err error, passed []string) error {
+	if passed == nil {
+		return err
+	}
+	text := fmt.Sprintf("mirrors failed before (%s)", strings.Join(passed, ", "))
+	var transient *transientError
+	if errors.As(err, &transient) {
+		return &transientError{err: &hintedError{transient.err, text}, after: transient.after}
+	}
+	return &hintedError{err, text}
+}
+
 // refused is the error for an answer with an unexpected status.
-func (r *registryClient) refused(resp *http.Response, kind string) error {
-	what := fmt.Sprintf("registry %s, %s: HTTP %d%s", r.ref.registry, r.ref, resp.StatusCode, errorCodes(resp.Body))
+func (r *registryClient) refused(e *endpoint, resp *http.Response, kind string) error {
+	short := "HTTP " + strconv.Itoa(resp.StatusCode)
+	what := r.who(e) + ": " + short + errorCodes(resp.Body)
+	told := func(err error) error { return &attemptError{err, short} }
 	switch code := resp.StatusCode; {
 	case code == http.StatusUnauthorized, code == http.StatusForbidden:
-		return r.unauthorized(what)
+		return told(fmt.Errorf("%w: %s", ErrUnauthorized, what))
 	case code == http.StatusNotFound:
-		if kind == "blobs" {
-			return fmt.Errorf("%w: %s: the manifest is there but the blob it names is not; push the image again", ErrNotFound, what)
+		switch {
+		case r.ref.isWeb():
+			return told(fmt.Errorf("%w: %s; check the address", ErrNotFound, what))
+		case kind == "blobs":
+			return told(fmt.Errorf("%w: %s: the manifest is there but the blob it names is not; push the image again", ErrNotFound, what))
 		}
-		return fmt.Errorf("%w: %s; check the name and the tag or digest", ErrNotFound, what)
+		return told(fmt.Errorf("%w: %s; check the name and the tag or digest", ErrNotFound, what))
 	case code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500:
-		return &transientError{err: fmt.Errorf("%w: %s", ErrUnavailable, what), after: retryAfter(resp.Header)}
+		return told(&transientError{err: fmt.Errorf("%w: %s", ErrUnavailable, what), after: retryAfter(resp.Header)})
 	default:
-		return fmt.Errorf("%w: %s", ErrUnavailable, what)
+		return told(fmt.Errorf("%w: %s", ErrUnavailable, what))
 	}
 }
 
-func (r *registryClient) unauthorized(what string) error {
-	if r.given {
-		return fmt.Errorf("%w: %s; the credentials given for %s are wrong or may not read it", ErrUnauthorized, what, r.ref.registry)
+// who begins an error: whom was asked for what.
+func (r *registryClient) who(e *endpoint) string {
+	switch {
+	case r.ref.isWeb():
+		return r.ref.String()
+	case e == nil || e.itself:
+		return "registry " + r.ref.registry + ", " + r.ref.String()
 	}
-	return fmt.Errorf("%w: %s; no credentials were given for %s: name a pull secret that holds some", ErrUnauthorized, what, r.ref.registry)
+	return "registry " + e.host + ", " + r.ref.String()
 }
 
 // requestFailed is the error for a request without an answer, or whose token
 // could not be had.
-func (r *registryClient) requestFailed(ctx context.Context, err error) error {
+func (r *registryClient) requestFailed(ctx context.Context, e *endpoint, err error) error {
 	if cause := ended(ctx); cause != nil {
-		return fmt.Errorf("registry %s, %s: %w", r.ref.registry, r.ref, cause)
+		return fmt.Errorf("%s: %w", r.who(e), cause)
 	}
-	what := fmt.Sprintf("registry %s, %s: %s", r.ref.registry, r.ref, r.describe(err))
+	short := r.describe(err)
+	what := r.who(e) + ": " + short
 	var (
 		answer *errcode.ErrorResponse // of the token server
 		dial   *url.Error
 		cert   *tls.CertificateVerificationError
 	)
+	told := func(err error) error { return &attemptError{err, short} }
 	switch {
 	case errors.As(err, &answer):
 		if answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode >= 500 {
-			return &transientError{err: fmt.Errorf("%w: token server of %s", ErrUnavailable, what)}
+			return told(&transientError{err: fmt.Errorf("%w: token server of %s", ErrUnavailable, what)})
 		}
-		return r.unauthorized("token server of " + what)
+		return told(fmt.Errorf("%w: token server of %s", ErrUnauthorized, what))
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return fmt.Errorf("%w: registry %s, %s: it speaks plain HTTP, which is not allowed for this host; configure it as a plain HTTP registry", ErrUnavailable, r.ref.registry, r.ref)
+		return told(fmt.Errorf("%w: %s: it speaks plain HTTP, which is not allowed for this host; configure it as a plain HTTP registry", ErrUnavailable, r.who(e)))
 	case errors.As(err, &cert), errors.Is(err, errDowngrade), errors.Is(err, errTooManyRedirects):
-		return fmt.Errorf("%w: %s", ErrUnavailable, what)
+		return told(fmt.Errorf("%w: %s", ErrUnavailable, what))
 	case errors.As(err, &dial):
-		return &transientError{err: fmt.Errorf("%w: %s", ErrUnavailable, what)}
+		return told(&transientError{err: fmt.Errorf("%w: %s", ErrUnavailable, what)})
 	}
-	return r.unauthorized(what) // all others are auth.Client's: no usable credential
+	return told(fmt.Errorf("%w: %s", ErrUnauthorized, what)) // all others are auth.Client's: no usable credential
 }
 
 // bodyFailed is the error for an answer whose body broke off.
 func (r *registryClient) bodyFailed(ctx context.Context, body *stallReader, err error) error {
 	if body.stalled.Load() {
-		return &transientError{err: fmt.Errorf("%w: registry %s, %s: nothing was sent for %s", ErrUnavailable, r.ref.registry, r.ref, body.limit)}
+		if b, ok := body.body.(*answerBody); ok {
+			b.bench()
+		}
+		return &transientError{err: fmt.Errorf("%w: %s: nothing was sent for %s", ErrUnavailable, r.who(nil), body.limit)}
 	}
 	if cause := ended(ctx); cause != nil {
-		return fmt.Errorf("registry %s, %s: %w", r.ref.registry, r.ref, cause)
+		return fmt.Errorf("%s: %w", r.who(nil), cause)
 	}
-	return &transientError{err: fmt.Errorf("%w: registry %s, %s: the answer broke off: %s", ErrUnavailable, r.ref.registry, r.ref, r.describe(err))}
+	return &transientError{err: fmt.Errorf("%w: %s: the answer broke off: %s", ErrUnavailable, r.who(nil), r.describe(err))}
 }
 
 // query matches the part of an address that may hold a signature.
@@ -115,6 +174,8 @@ func (r *registryClient) describe(err error) string {
 // scrub takes out what may be secret.
 func (r *registryClient) scrub(text string) string {
 	text = query.ReplaceAllString(text, "?...")
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, secret := range r.hide {
 		text = strings.ReplaceAll(text, secret, "...")
 	}

@@ -11,7 +11,8 @@ import (
 // retryPolicy says how often something that may pass is tried.
 type retryPolicy struct {
 	attempts  int           // without progress, the first included
-	base, max time.Duration // before the 2nd attempt; limit, also of Retry-After
+	base, max time.Duration // before the 2nd attempt; limit
+	patience  time.Duration // the longest Retry-After that is waited for
 	stall     time.Duration // a body that brings nothing for so long is cut
 	progress  int64         // bytes that make the attempts count anew
 }
@@ -47,7 +48,7 @@ func (p retryPolicy) do(ctx context.Context, fn func() (int64, error)) error {
 		if n >= p.progress {
 			attempt = 1
 		}
-		if attempt >= p.attempts || transient.after > p.max {
+		if attempt >= p.attempts || transient.after > p.patience {
 			return transient.err
 		}
 		timer := time.NewTimer(max(p.backoff(attempt), transient.after))

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +30,8 @@ type Config struct {
 	PlainHTTP func(host string) bool
 	// RootCAs verify registries; nil means the system's.
 	RootCAs *x509.CertPool
+	// Registries is how to get at registries.
+	Registries RegistryConfig
 	// ReserveBytes of the disk are left free by pulls. 0 means 1 % of the file
 	// system and at most 256 MiB; a negative value means none.
 	ReserveBytes int64
@@ -47,15 +48,14 @@ type Config struct {
 
 // Store is an open store directory. All methods may be called concurrently.
 type Store struct {
-	dir       layout
-	allowed   []string
-	plainHTTP func(string) bool
-	reserve   int64
-	disk      disk
-	retry     retryPolicy
-	transport *http.Transport
-	lock      *os.File
-	temps     atomic.Uint64 // names below tmp
+	dir        layout
+	allowed    []string
+	reserve    int64
+	disk       disk
+	retry      retryPolicy
+	registries *registries
+	lock       *os.File
+	temps      atomic.Uint64 // names below tmp
 
 	// life ends when Close is called, with the cause ErrInterrupted.
 	life context.Context
@@ -95,13 +95,11 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 		return nil, fmt.Errorf("image store %s: %w", cfg.Dir, err)
 	}
 	s := &Store{
-		dir:       newLayout(root),
-		plainHTTP: cfg.PlainHTTP,
-		reserve:   cfg.ReserveBytes,
-		disk:      d,
-		retry:     defaultRetry,
-		transport: newTransport(cfg.RootCAs),
-		flights:   make(map[digest.Digest]*flight),
+		dir:     newLayout(root),
+		reserve: cfg.ReserveBytes,
+		disk:    d,
+		retry:   defaultRetry,
+		flights: make(map[digest.Digest]*flight),
 
 		limit: cfg.LimitBytes, evictBelow: cfg.EvictBelowBytes, onEvict: cfg.OnEvict,
 		tendEvery: tendEvery, tending: make(chan struct{}, 1),
@@ -117,6 +115,9 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 		if p = filepath.Clean(p); !slices.Contains(s.allowed, p) {
 			s.allowed = append(s.allowed, p)
 		}
+	}
+	if s.registries, err = newRegistries(cfg); err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
 	}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
@@ -182,7 +183,7 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.kill(ErrInterrupted)
 	s.running.Wait()
-	s.transport.CloseIdleConnections()
+	s.registries.transports.close()
 	return s.lock.Close()
 }
 
@@ -224,6 +225,7 @@ type AcquireOptions struct {
 //	/dir/image.erofs[,device=/dir/blob]...       used in place, never copied
 //	file:///dir/image.erofs[,device=/dir/blob]...
 //	[oci://]host[:port]/name[:tag][@sha256:...]
+//	https://host[:port]/path[?query]#sha256:...
 //
 // What is on the node is returned without looking at the DockerConfig: whether
 // a caller may have it is [Store.Authorize]'s question. One blob is pulled once
@@ -283,7 +285,11 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 			return s.openStored(ref, rec)
 		}
 	}
-	rec, err = reg.resolve(ctx)
+	if ref.isWeb() {
+		rec, err = reg.measure(ctx)
+	} else {
+		rec, err = reg.resolve(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -301,9 +307,11 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 	return s.openStored(ref, rec)
 }
 
-// Authorize asks the registry, with a HEAD of the manifest, whether these
-// credentials (dockerconfigjson, nil for none) may read ref: what is cached for
-// one pod is not thereby another's. nil for a path. The error wraps
+// Authorize asks the registry, with a HEAD of the manifest, or the web server
+// whether these credentials (dockerconfigjson, nil for none) or the node's own
+// may read ref: what is cached for one pod is not thereby another's. Mirrors are
+// asked only while the registry can't be reached, since one may give to all what
+// the registry gives to some. nil for a path. The error wraps
 // [ErrUnauthorized], [ErrNotFound], [ErrUnavailable] or one of the input's.
 func (s *Store) Authorize(ctx context.Context, ref string, dockerConfig []byte) error {
 	r, err := parseReference(ref)
@@ -320,8 +328,7 @@ func (s *Store) Authorize(ctx context.Context, ref string, dockerConfig []byte) 
 	if err != nil {
 		return err
 	}
-	_, err = reg.head(ctx)
-	return err
+	return reg.authorize(ctx)
 }
 
 // ended is ctx's error, with what ended it.

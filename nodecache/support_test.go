@@ -43,7 +43,7 @@ func writeFile(t testing.TB, path string, p []byte) string {
 }
 
 // quick retries as often as the default, without the waiting.
-var quick = retryPolicy{attempts: 4, base: time.Millisecond, max: 5 * time.Millisecond, stall: 2 * time.Second, progress: 1 << 20}
+var quick = retryPolicy{attempts: 4, base: time.Millisecond, max: 5 * time.Millisecond, patience: 5 * time.Millisecond, stall: 2 * time.Second, progress: 1 << 20}
 
 // openStore opens a store that is closed at the end of the test.
 func openStore(t testing.TB, cfg Config) *Store {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -56,15 +57,53 @@ func addStateDir(flags *pflag.FlagSet, p *string) {
 
 // pull is how images are fetched from registries.
 type pull struct {
-	policy    *choice
-	plainHTTP []string
+	policy     *choice
+	plainHTTP  []string
+	registries nodecache.RegistryConfig
 }
 
 func addPull(cmd *cobra.Command) *pull {
 	p := &pull{policy: addChoice(cmd, "pull-policy", "when to ask the registry",
 		string(nodecache.IfNotPresent), string(nodecache.Always), string(nodecache.Never))}
 	addPlainHTTP(cmd.Flags(), &p.plainHTTP)
+	addRegistries(cmd.Flags(), &p.registries)
 	return p
+}
+
+// addRegistries adds the flags about all registries. They are named as
+// kubelet's where it has the same.
+func addRegistries(flags *pflag.FlagSet, c *nodecache.RegistryConfig) {
+	flags.StringVar(&c.CredentialsFile, "registry-config", "", "dockerconfigjson `FILE` with credentials for all images; read again when it changes")
+	flags.StringVar(&c.ProviderConfig, "image-credential-provider-config", "", "kubelet's `FILE` of image credential provider plugins, or a directory of such")
+	flags.StringVar(&c.ProviderBinDir, "image-credential-provider-bin-dir", "", "`DIR` of the plugins")
+	flags.StringVar(&c.HostsDir, "registry-hosts-dir", "", "`DIR` of mirrors and certificates, as containerd's certs.d with HOST/hosts.toml")
+	flags.IntVar(&c.MaxRequests, "max-requests", nodecache.DefaultMaxRequests, "`N` requests for content under way at once")
+	flags.IntVar(&c.MaxRequestsPerHost, "max-requests-per-registry", nodecache.DefaultMaxRequestsPerHost, "`N` of them at one registry or mirror")
+}
+
+// checkRegistries refuses what no machine would accept. Paths are made absolute.
+func checkRegistries(c *nodecache.RegistryConfig) error {
+	if (c.ProviderConfig == "") != (c.ProviderBinDir == "") {
+		return usagef("--image-credential-provider-config and --image-credential-provider-bin-dir: pass both, or none")
+	}
+	for _, n := range []struct {
+		flag  string
+		value int
+	}{{"max-requests", c.MaxRequests}, {"max-requests-per-registry", c.MaxRequestsPerHost}} {
+		if n.value < 1 {
+			return usagef("--%s %d: want 1 or more", n.flag, n.value)
+		}
+	}
+	for _, p := range []*string{&c.CredentialsFile, &c.ProviderConfig, &c.ProviderBinDir, &c.HostsDir} {
+		if *p == "" {
+			continue
+		}
+		var err error
+		if *p, err = filepath.Abs(*p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func addPlainHTTP(flags *pflag.FlagSet, p *[]string) {
@@ -76,6 +115,9 @@ func (p *pull) usesPlainHTTP(host string) bool { return slices.Contains(p.plainH
 
 // options reads the user's credentials.
 func (p *pull) options() (nodecache.AcquireOptions, error) {
+	if err := checkRegistries(&p.registries); err != nil {
+		return nodecache.AcquireOptions{}, err
+	}
 	policy, err := nodecache.ParsePullPolicy(p.policy.value)
 	if err != nil {
 		return nodecache.AcquireOptions{}, err

@@ -44,9 +44,10 @@ it unmounts them and exits 0. With --domain, files of equal content share one
 page cache in all images of this process; without it, nothing is shared.
 
 IMAGE is the path of an EROFS file or block device, with extra devices as
-PATH,device=PATH..., or a reference HOST/NAME:TAG or HOST/NAME@DIGEST to an EROFS
-artifact in a registry. Credentials come from $REGISTRY_AUTH_FILE,
-$DOCKER_CONFIG/config.json or ~/.docker/config.json.`,
+PATH,device=PATH..., a reference HOST/NAME:TAG or HOST/NAME@DIGEST to an EROFS
+artifact in a registry, or https://HOST/PATH#sha256:... Credentials come from
+$REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then from
+--registry-config and the image credential providers.`,
 		Example: `  erofs-csi mount app.erofs /mnt
 
   # two versions of one image, one page cache

@@ -34,6 +34,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	addStoreLimit(flags, &cfg.StoreLimit, "5%")
 	flags.StringArrayVar(&cfg.AllowedPaths, "allow-path", nil, "`DIR` below which volumes may name images by absolute path (repeatable; default: none)")
 	addPlainHTTP(flags, &cfg.PlainHTTPRegistries)
+	addRegistries(flags, &cfg.Registries)
 	flags.StringArrayVar(&cfg.InlineDomains, "allow-inline-domain", nil, "`NAMESPACE=DOMAIN` that inline volumes of pods of the namespace may ask for (repeatable)")
 	flags.StringArrayVar(&cfg.TrustedInlineNamespaces, "trust-inline-namespace", nil, "`NAMESPACE` whose inline volumes may ask for engine: kernel and fingerprints: trusted (repeatable)")
 	flags.StringVar(&cfg.RegistrationDir, "registration-dir", "", "kubelet's plugins_registry `DIR`; empty leaves registration to the registrar sidecar")
@@ -113,5 +114,5 @@ func checkNodeFlags(cfg *driver.Config) error {
 	if slices.Contains(cfg.TrustedInlineNamespaces, "") {
 		return usagef("--trust-inline-namespace: want the name of a namespace")
 	}
-	return nil
+	return checkRegistries(&cfg.Registries)
 }

@@ -21,7 +21,7 @@ const privatePrefix = "private-"
 
 // openStore opens the store in dir.
 func openStore(dir string, p *pull) (*nodecache.Store, error) {
-	store, err := nodecache.Open(nodecache.Config{Dir: dir, PlainHTTP: p.usesPlainHTTP})
+	store, err := nodecache.Open(nodecache.Config{Dir: dir, PlainHTTP: p.usesPlainHTTP, Registries: p.registries})
 	if errors.Is(err, nodecache.ErrLocked) {
 		return nil, fmt.Errorf("%w: pass another --cache-dir", err)
 	}
