@@ -146,6 +146,7 @@ func newProvider(c providerConfig, binDir string) (*provider, error) {
 		apiVersion: c.APIVersion,
 		path:       filepath.Join(binDir, c.Name),
 		args:       c.Args,
+		limit:      maxRun,
 		lasts:      time.Duration(*c.DefaultCacheDuration),
 		cache:      make(map[string]kept),
 	}

@@ -34,6 +34,7 @@ type provider struct {
 	name, apiVersion, path string
 	args, env              []string
 	match                  []pattern
+	limit                  time.Duration // of a run
 	lasts                  time.Duration // of an answer that says nothing else
 	needsToken             bool
 

@@ -25,10 +25,14 @@ var errAnswerTooLong = errors.New("its answer is too long")
 
 // limited is a buffer that refuses what is beyond maxAnswer: a plugin that goes
 // on writing ends by SIGPIPE.
-type limited struct{ text []byte }
+type limited struct {
+	text []byte
+	full bool
+}
 
 func (l *limited) Write(p []byte) (int, error) {
 	if len(l.text)+len(p) > maxAnswer {
+		l.full = true
 		return 0, errAnswerTooLong
 	}
 	l.text = append(l.text, p...)
@@ -41,7 +45,7 @@ func (p *provider) run(ctx context.Context, image string) (*response, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, maxRun)
+	ctx, cancel := context.WithTimeout(ctx, p.limit)
 	defer cancel()
 	var out limited
 	cmd := exec.CommandContext(ctx, p.path, p.args...) //nolint:gosec // the administrator's configuration
@@ -55,8 +59,8 @@ func (p *provider) run(ctx context.Context, image string) (*response, error) {
 		var exit *exec.ExitError
 		switch {
 		case ctx.Err() != nil:
-			return nil, fmt.Errorf("it took longer than %s", maxRun)
-		case errors.Is(err, errAnswerTooLong):
+			return nil, fmt.Errorf("it took longer than %s", p.limit)
+		case out.full:
 			return nil, fmt.Errorf("%w: more than %d bytes", errAnswerTooLong, maxAnswer)
 		case errors.As(err, &exit):
 			return nil, errors.New(exit.String())
