@@ -1,6 +1,8 @@
 package nodecache
 
 import (
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -89,3 +91,6 @@ func onPath(part string, f http.HandlerFunc) func(http.ResponseWriter, *http.Req
 		return true
 	}
 }
+
+// quiet is a log that nobody reads.
+var quiet = log.New(io.Discard, "", 0)

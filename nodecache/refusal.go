@@ -118,7 +118,12 @@ func (r *registryClient) requestFailed(ctx context.Context, e *endpoint, err err
 		dial   *url.Error
 		cert   *tls.CertificateVerificationError
 	)
-	told := func(err error) error { return &attemptError{err, short} }
+	told := func(err error) error {
+		if errors.Is(err, ErrUnauthorized) {
+			short = "unauthorized"
+		}
+		return &attemptError{err, short}
+	}
 	switch {
 	case errors.As(err, &answer):
 		if answer.StatusCode == http.StatusTooManyRequests || answer.StatusCode >= 500 {
