@@ -37,7 +37,15 @@ func (l layout) directories() []string {
 }
 
 // top are the names in root that are the store's.
-func (l layout) top() []string { return []string{"lock", "blobs", "refs", "tmp", "paths", "pins"} }
+func (l layout) top() []string {
+	names := []string{filepath.Base(l.lock)}
+	for _, dir := range l.directories() {
+		if filepath.Dir(dir) == l.root {
+			names = append(names, filepath.Base(dir))
+		}
+	}
+	return names
+}
 
 // blob is the path of the blob d, a valid SHA-256 digest.
 func (l layout) blob(d digest.Digest) string { return filepath.Join(l.blobs, d.Encoded()) }
