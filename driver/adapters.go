@@ -23,6 +23,8 @@ func (a storeAdapter) Authorize(ctx context.Context, ref string, dockerConfig []
 	return a.store.Authorize(ctx, ref, dockerConfig)
 }
 
+func (a storeAdapter) Keep(id string) (release func()) { return a.store.Keep(id) }
+
 // engineAdapter makes an [engine.Engine] a mountEngine. It mounts images of a
 // storeAdapter only.
 type engineAdapter struct{ engine *engine.Engine }

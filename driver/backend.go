@@ -12,6 +12,9 @@ type imageStore interface {
 	Acquire(ctx context.Context, ref string, opts nodecache.AcquireOptions) (image, error)
 	// Authorize asks the source of ref whether these credentials may read it.
 	Authorize(ctx context.Context, ref string, dockerConfig []byte) error
+	// Keep keeps an image that the store may have, by its ID, from being evicted
+	// until release.
+	Keep(id string) (release func())
 }
 
 // image is a pinned image: [nodecache.Image].

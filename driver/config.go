@@ -49,6 +49,9 @@ type Config struct {
 	// take, as engine.StoreConfig takes it; "" is none.
 	StoreLimit string
 
+	// ImageSpace says how much of CacheDir's file system images may take.
+	ImageSpace engine.ImageSpace
+
 	// AllowedPaths are the directories below which an image may be named by
 	// an absolute path. Nil or empty: no image may be, because any pod author
 	// can write such a path into an inline volume.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -34,6 +35,7 @@ type fakeStore struct {
 	images     map[string]string // GUARDED_BY mu
 	pins       int               // GUARDED_BY mu
 	acquired   int               // GUARDED_BY mu
+	kept       []string          // GUARDED_BY mu
 	authorized []string          // GUARDED_BY mu; the secrets that were checked
 	// authorize and acquire, when set, are asked first.
 	authorize func(ref string, config []byte) error
@@ -72,6 +74,23 @@ func (s *fakeStore) Authorize(_ context.Context, ref string, config []byte) erro
 		return fmt.Errorf("image %s: %w", ref, err)
 	}
 	return nil
+}
+
+func (s *fakeStore) Keep(id string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = append(s.kept, id)
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.kept = slices.DeleteFunc(s.kept, func(k string) bool { return k == id })
+	})
+}
+
+func (s *fakeStore) keeps() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.kept)
 }
 
 func (s *fakeStore) pinned() int {

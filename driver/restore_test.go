@@ -270,6 +270,10 @@ func TestCallsWhileRestoring(t *testing.T) {
 	if err != nil || probe.GetReady().GetValue() {
 		t.Errorf("Probe: %v, %v; want not ready", probe, err)
 	}
+	want := (&fakeImage{content: "content of a"}).ID()
+	if kept := p.store.keeps(); !slices.Equal(kept, []string{want}) {
+		t.Errorf("kept from eviction while it is rebuilt: %q, want %q", kept, want)
+	}
 	wantCode(t, p.unstage("v"), codes.Aborted)
 	_, err = p.NodePublishVolume(context.Background(), p.publishRequest("v", "pod"))
 	wantCode(t, err, codes.Aborted)
@@ -282,6 +286,9 @@ func TestCallsWhileRestoring(t *testing.T) {
 		if time.Since(start) > 10*time.Second {
 			t.Fatal("the rebuild does not end")
 		}
+	}
+	if kept := p.store.keeps(); len(kept) != 0 {
+		t.Errorf("still kept: %q", kept)
 	}
 	p.checkContent(t, "staging-v", "content of a")
 	p.mustPublish(t, "v", "pod")

@@ -39,12 +39,25 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	store, err := nodecache.Open(nodecache.Config{
+	logger := klog.FromContext(ctx)
+	storeConfig := nodecache.Config{
 		Dir:          cfg.CacheDir,
 		AllowedPaths: append([]string{}, cfg.AllowedPaths...), // never nil, which allows all
 		PlainHTTP:    cfg.plainHTTP(),
 		Registries:   cfg.Registries,
-	})
+		OnEvict: func(e nodecache.Eviction) {
+			log := logger.WithValues("imageID", e.ID, "references", e.References, "bytes", e.Bytes, "lastUse", e.LastUse)
+			if e.Err != nil {
+				log.Error(e.Err, "Cannot evict an image")
+				return
+			}
+			log.V(2).Info("Evicted an image")
+		},
+	}
+	if err := cfg.ImageSpace.Apply(&storeConfig); err != nil {
+		return err
+	}
+	store, err := nodecache.Open(storeConfig)
 	if err != nil {
 		return fmt.Errorf("image store %s: %w", cfg.CacheDir, err)
 	}
@@ -57,7 +70,7 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("store limit: %w", err), store.Close())
 	}
-	mounts, err := engine.New(ctx, engine.Config{StateDir: cfg.StateDir, Front: cfg.Front, Files: files})
+	mounts, err := engine.New(ctx, engine.Config{StateDir: cfg.StateDir, Front: cfg.Front, Files: files, Images: store})
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}
@@ -71,7 +84,12 @@ func RunNode(ctx context.Context, cfg Config) error {
 		cfg:     cfg,
 		socket:  socket,
 		service: &nodeService{nodeID: cfg.NodeID, inline: inline, volumes: volumes},
-	}).run(ctx, wait)
+	}).run(ctx, func() {
+		wait()
+		if err := store.Tend(); err != nil { // what volumes use is in use by now
+			logger.Error(err, "The store of images is not looked after")
+		}
+	})
 }
 
 // nodeServer serves the sockets of the node plugin.

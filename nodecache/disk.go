@@ -37,7 +37,7 @@ func (d disk) allocate(f *os.File, size int64) error {
 	if err := d.step("allocate", f.Name()); err != nil {
 		return err
 	}
-	for {
+	for size > 0 {
 		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
 		switch {
 		case errors.Is(err, unix.EINTR):
@@ -47,6 +47,7 @@ func (d disk) allocate(f *os.File, size int64) error {
 		}
 		return err
 	}
+	return nil
 }
 
 func (d disk) writeAt(f *os.File, p []byte, off int64) error {

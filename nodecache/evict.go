@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// Eviction is an image that was taken out of the store to make room.
+// Eviction is an image that was taken out of the store, or should have been.
 type Eviction struct {
 	ID         string   // Image.ID
 	References []string // that led to it
 	Bytes      int64    // that it took on the disk
 	LastUse    time.Time
+	Err        error // why it could not be removed
 }
 
 // evictBytes evicts images that nobody uses, that are not pinned and that were
@@ -77,13 +78,14 @@ func (s *Store) evict(e *entry) (freed int64, err error) {
 	if s.held(e.id) {
 		return 0, nil
 	}
-	if err := s.removeEntry(e); err != nil {
+	err = s.removeEntry(e)
+	if s.onEvict != nil {
+		s.onEvict(Eviction{ID: e.id, References: e.refs, Bytes: e.allocated, LastUse: e.used, Err: err})
+	}
+	if err != nil {
 		return 0, err
 	}
 	s.evictions.Add(1)
-	if s.onEvict != nil {
-		s.onEvict(Eviction{ID: e.id, References: e.refs, Bytes: e.allocated, LastUse: e.used})
-	}
 	return e.allocated, nil
 }
 

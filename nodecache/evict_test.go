@@ -474,6 +474,39 @@ func TestEvictionTogether(t *testing.T) {
 	}
 }
 
+// A file that grows has its room taken before, and that counts as long as it does.
+func TestGrowRoom(t *testing.T) {
+	images := pushImages(t, 2, mebibyte)
+	s := openStore(t, Config{LimitBytes: 3 * mebibyte})
+	pullOnly(t, s, images[0])
+	f, err := s.makeRoom("a conversion", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.growRoom("a conversion", f.Name(), mebibyte); err != nil {
+		t.Fatal(err)
+	}
+	wantStored(t, s, images[0])
+	held := acquire(t, s, images[0].ref, AcquireOptions{})
+	wantError(t, s.growRoom("a conversion", f.Name(), 2*mebibyte), ErrNoSpace, "a conversion needs 1048576 bytes", "in use hold 1")
+	held.Release()
+	if err := s.growRoom("a conversion", f.Name(), 2*mebibyte); err != nil {
+		t.Fatal(err)
+	}
+	wantStored(t, s)
+	if _, err := f.Write(make([]byte, 2*mebibyte)); err != nil {
+		t.Fatal(err)
+	}
+	if u, err := s.Usage(); err != nil || u.Promised != 0 || u.Bytes < 2*mebibyte {
+		t.Errorf("%+v, %v; want what was written to count once", u, err)
+	}
+	_, err = s.Acquire(t.Context(), images[1].ref, AcquireOptions{})
+	wantError(t, err, ErrNoSpace, "running pulls 2097152")
+	s.discard(f)
+	pullOnly(t, s, images[1])
+	wantStored(t, s, images[1])
+}
+
 // tended waits until Tend has made the store hold these images.
 func tended(t *testing.T, s *Store, want ...pushed) {
 	t.Helper()

@@ -55,6 +55,8 @@ type StoredImage struct {
 	// Resting: nobody uses it, but its pages are kept in memory.
 	Resting bool `json:"resting,omitempty"`
 	Pinned  bool `json:"pinned"`
+	// Volumes show it. The store does not know them: who mounts fills them in.
+	Volumes []string `json:"volumes,omitempty"`
 }
 
 // Usage tells how full the store is.

@@ -84,7 +84,7 @@ func (s *Store) Pin(ctx context.Context, text string) error {
 		return err
 	}
 	defer release()
-	if d, err = s.find(n); err != nil { // evicted while we waited
+	if _, err = s.find(n); err != nil { // evicted while we waited
 		return err
 	}
 	if _, err := readPin(s.dir.pin(n.key)); err == nil {

@@ -57,10 +57,10 @@ func (s *Store) tend() {
 	if err != nil {
 		return
 	}
-	s.evictUpTo(x.bytes(), 0)
+	_, _, _ = s.evictUpTo(x.bytes(), 0) // OnEvict is told
 	if s.evictBelow > 0 {
 		if x, err = s.shortage(0); err == nil {
-			s.evictUpTo(s.evictBelow-x.free, unusedFor)
+			_, _, _ = s.evictUpTo(s.evictBelow-x.free, unusedFor)
 		}
 	}
 }

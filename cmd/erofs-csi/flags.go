@@ -51,6 +51,14 @@ func addStoreLimit(flags *pflag.FlagSet, p *string, value string) {
 	flags.StringVar(p, "store-limit", value, "`SIZE` that plain copies of large files may take in the cache directory, as 20Gi or 5% of the disk; 0: none")
 }
 
+// addImageSpace adds the flags of what pulled images may take; evictBelow is the
+// default of that flag.
+func addImageSpace(flags *pflag.FlagSet, x *engine.ImageSpace, evictBelow string) {
+	flags.StringVar(&x.Limit, "image-limit", "0", "`SIZE` that images and what was computed about them may take in the cache directory, as 100Gi or 30% of the disk; 0: no limit")
+	flags.StringVar(&x.Reserve, "disk-reserve", "", "`SIZE` of the disk that pulls leave free, as 10Gi or 5%; 0: nothing (default 1%, at most 256Mi)")
+	flags.StringVar(&x.EvictBelow, "evict-below", evictBelow, "evict images that nobody used for some minutes while less than this `SIZE` of the disk is free; 0: never for that")
+}
+
 func addStateDir(flags *pflag.FlagSet, p *string) {
 	flags.StringVar(p, "state-dir", driver.DefaultStateDir, "`DIR` on a tmpfs for internal mounts and sockets")
 }

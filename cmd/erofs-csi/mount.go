@@ -21,6 +21,7 @@ import (
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
 	cacheLimit, storeLimit            string
+	imageSpace                        engine.ImageSpace
 	userNamespaces                    bool
 	front, engine, fingerprints       *choice
 	pull                              *pull
@@ -66,6 +67,7 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
 	f.fingerprints = addChoice(cmd, "fingerprints", "what makes files equal: their hash, or what the images say of them", "verified", "trusted")
 	flags.StringVar(&f.cacheLimit, "cache-limit", "", "`SIZE` that the page cache of all images together may have, as 512Mi; empty: no limit")
 	addStoreLimit(flags, &f.storeLimit, "0")
+	addImageSpace(flags, &f.imageSpace, "0")
 	flags.BoolVar(&f.userNamespaces, "user-namespaces", false, "mounts can be id-mapped, for containers in user namespaces (Linux 6.12)")
 	f.pull = addPull(cmd)
 	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
@@ -107,6 +109,9 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 			}
 			return err
 		}
+	}
+	if err := server.store.Tend(); err != nil {
+		return err
 	}
 	if _, err := fmt.Fprintln(out, "ready"); err != nil {
 		return fmt.Errorf("nobody reads ready: %w: keep stdout open", err)
@@ -177,10 +182,10 @@ func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountSer
 			return nil, err
 		}
 	}
-	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, pathsOnly); err != nil {
+	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, f.imageSpace, pathsOnly); err != nil {
 		return nil, err
 	}
-	if s.engine, err = newMountEngine(ctx, f, s.store.Dir()); err != nil {
+	if s.engine, err = newMountEngine(ctx, f, s.store); err != nil {
 		_ = s.store.Close()
 		s.cleanup()
 		return nil, err
@@ -188,12 +193,12 @@ func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountSer
 	return s, nil
 }
 
-func newMountEngine(ctx context.Context, f *mountFlags, cacheDir string) (*engine.Engine, error) {
-	files, err := engine.StoreConfig(cacheDir, f.storeLimit)
+func newMountEngine(ctx context.Context, f *mountFlags, store *nodecache.Store) (*engine.Engine, error) {
+	files, err := engine.StoreConfig(store.Dir(), f.storeLimit)
 	if err != nil {
 		return nil, usagef("--store-limit: %v", err)
 	}
-	return engine.New(ctx, engine.Config{StateDir: f.stateDir, Front: f.front.value, Files: files})
+	return engine.New(ctx, engine.Config{StateDir: f.stateDir, Front: f.front.value, Files: files, Images: store})
 }
 
 // mount mounts one pair; on failure it leaves nothing of it.

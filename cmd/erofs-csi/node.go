@@ -32,6 +32,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	addStateDir(flags, &cfg.StateDir)
 	front := addFront(cmd)
 	addStoreLimit(flags, &cfg.StoreLimit, "5%")
+	addImageSpace(flags, &cfg.ImageSpace, "15%")
 	flags.StringArrayVar(&cfg.AllowedPaths, "allow-path", nil, "`DIR` below which volumes may name images by absolute path (repeatable; default: none)")
 	addPlainHTTP(flags, &cfg.PlainHTTPRegistries)
 	addRegistries(flags, &cfg.Registries)

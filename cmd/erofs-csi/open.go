@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -69,7 +70,7 @@ func openPulled(ctx context.Context, ref, cacheDir string, p *pull, closers *[]f
 	if err != nil {
 		return nil, err
 	}
-	store, err := openStore(cacheDir, p)
+	store, err := openStore(cacheDir, p, engine.ImageSpace{})
 	if err != nil {
 		return nil, err
 	}

@@ -78,8 +78,10 @@ func printStatus(out io.Writer, stateDir string, list []engine.Status) error {
 		}
 	}
 	if domains == 0 {
-		_, err := fmt.Fprintf(out, "nothing is mounted (state directory %s)\n", stateDir)
-		return err
+		if _, err := fmt.Fprintf(out, "nothing is mounted (state directory %s)\n", stateDir); err != nil {
+			return err
+		}
+		return printStores(out, list)
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -106,6 +108,31 @@ func printStatus(out io.Writer, stateDir string, list []engine.Status) error {
 				}
 			}
 		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return printStores(out, list)
+}
+
+// printStores tells how full the stores of images are.
+func printStores(out io.Writer, list []engine.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	head := "\nIMAGE STORE\tPID\tBLOBS\tON DISK\tLIMIT\tDISK FREE\tEVICTIONS"
+	for _, s := range list {
+		if s.Images == nil {
+			continue
+		}
+		if head != "" {
+			fmt.Fprintln(w, head)
+			head = ""
+		}
+		limit := "-"
+		if s.Images.Limit > 0 {
+			limit = bytesText(notNegative(s.Images.Limit))
+		}
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\t%d\n", printable(s.Images.Dir), s.PID, s.Images.Blobs,
+			bytesText(notNegative(s.Images.Bytes)), limit, bytesText(notNegative(s.Images.Free)), s.Images.Evictions)
 	}
 	return w.Flush()
 }

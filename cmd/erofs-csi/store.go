@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -20,8 +21,12 @@ import (
 const privatePrefix = "private-"
 
 // openStore opens the store in dir.
-func openStore(dir string, p *pull) (*nodecache.Store, error) {
-	store, err := nodecache.Open(nodecache.Config{Dir: dir, PlainHTTP: p.usesPlainHTTP, Registries: p.registries})
+func openStore(dir string, p *pull, space engine.ImageSpace) (*nodecache.Store, error) {
+	cfg := nodecache.Config{Dir: dir, PlainHTTP: p.usesPlainHTTP, Registries: p.registries}
+	if err := space.Apply(&cfg); err != nil {
+		return nil, usagef("%v", err)
+	}
+	store, err := nodecache.Open(cfg)
 	if errors.Is(err, nodecache.ErrLocked) {
 		return nil, fmt.Errorf("%w: pass another --cache-dir", err)
 	}
@@ -32,8 +37,8 @@ func openStore(dir string, p *pull) (*nodecache.Store, error) {
 // comes from a registry. Then a store that another process owns is no obstacle:
 // a private one beside it keeps what is computed about the images. cleanup
 // removes that; call it after the store is closed.
-func openMountStore(dir string, p *pull, pathsOnly bool) (store *nodecache.Store, cleanup func(), err error) {
-	store, err = openStore(dir, p)
+func openMountStore(dir string, p *pull, space engine.ImageSpace, pathsOnly bool) (store *nodecache.Store, cleanup func(), err error) {
+	store, err = openStore(dir, p, space)
 	if err == nil {
 		removeStalePrivate(dir)
 		return store, func() {}, nil
@@ -46,7 +51,7 @@ func openMountStore(dir string, p *pull, pathsOnly bool) (store *nodecache.Store
 	if err := os.RemoveAll(private); err != nil { // of an earlier process of this pid
 		return nil, nil, err
 	}
-	store, err = openStore(private, p)
+	store, err = openStore(private, p, space)
 	if err != nil {
 		return nil, nil, err
 	}

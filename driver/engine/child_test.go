@@ -93,7 +93,7 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	files := filestore.Config{Dir: filepath.Join(c.CacheDir, "files"), Limit: c.Store}
-	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front, Files: files})
+	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store})
 	if err != nil {
 		return err
 	}

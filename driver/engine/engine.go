@@ -81,6 +81,10 @@ type Config struct {
 	// Files says where overlay fronts keep large files of domains as plain ones, and
 	// how much they may take: nothing with a limit of 0. See package filestore.
 	Files filestore.Config
+	// Images is the store that all images come from, or nil. It shows in the status,
+	// answers to AskCache, and gets images back that no volume shows when it wants to
+	// evict them.
+	Images *nodecache.Store
 }
 
 // Engine makes and keeps fronts. It is safe for concurrent use.
@@ -134,7 +138,10 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 			return nil, errors.Join(err, in.remove(ctx))
 		}
 	}
-	if e.status, err = e.serveStatus(in.path(statusSocket)); err != nil {
+	if cfg.Images != nil {
+		cfg.Images.OnLetGo(e.LetGo)
+	}
+	if e.status, err = e.serveStatus(in.path(statusSocket)); err != nil { //nolint:contextcheck // it lives as long as the engine
 		e.cancel()
 		e.closeFiles()
 		return nil, errors.Join(err, in.remove(ctx))

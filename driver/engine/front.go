@@ -136,7 +136,9 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	}
 	f := &front{joined: e.idle.take(key), reference: req.Image.Reference(), limited: req.CacheLimit > 0, idMapped: req.IDMapped}
 	warm := f.joined != nil
-	if !warm {
+	if warm {
+		f.image.Wake()
+	} else {
 		if f.joined, err = e.join(ctx, key, req); err != nil {
 			return nil, err
 		}

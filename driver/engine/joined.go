@@ -163,6 +163,7 @@ type idleImages struct {
 // rest longer or have left the node.
 func (e *Engine) rest(j *joined) error {
 	klog.FromContext(e.ctx).V(2).Info("Keeping the pages of an image", "image", j.reference, "domain", j.domain.name)
+	j.image.Rest() // before anybody can take it
 	l := &e.idle
 	l.mu.Lock()
 	l.images = append(l.images, j)
@@ -211,6 +212,13 @@ func (l *idleImages) take(key frontKey) *joined {
 		return found[0]
 	}
 	return nil
+}
+
+// takeImage returns those of one image, by its nodecache.Image.ID.
+func (l *idleImages) takeImage(id string) []*joined {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.remove(func(j *joined) bool { return j.key.image == id })
 }
 
 // takeDead returns those whose domain answers no more: a new one must be made.

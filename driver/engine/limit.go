@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"math"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/erofs-csi/erofs-csi/nodecache"
 	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
 
@@ -64,6 +66,55 @@ func fileSystemSize(dir string) (int64, error) {
 	}
 	return int64(st.Blocks) * st.Bsize, nil
 }
+
+// ImageSpace says how much of a disk a store of images may take, each as a quantity
+// such as 20Gi or a part of the file system such as 15%.
+type ImageSpace struct {
+	// Limit is what the store may take; "" or "0": no limit.
+	Limit string
+	// Reserve is what pulls leave free; "": 1 % and at most 256 MiB; "0": nothing.
+	Reserve string
+	// EvictBelow is how much is to be free before images may stay that nobody uses;
+	// "" or "0": they stay as long as they fit.
+	EvictBelow string
+}
+
+// Apply fills in what cfg has of it. Errors name the flag that is to blame.
+func (x ImageSpace) Apply(cfg *nodecache.Config) error {
+	for _, f := range []struct {
+		flag, value string
+		bytes       *int64
+	}{
+		{"--image-limit", x.Limit, &cfg.LimitBytes},
+		{"--disk-reserve", x.Reserve, &cfg.ReserveBytes},
+		{"--evict-below", x.EvictBelow, &cfg.EvictBelowBytes},
+	} {
+		n, err := parseStoreLimit(f.value, existing(cfg.Dir))
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.flag, err)
+		}
+		*f.bytes = n
+	}
+	if x.Reserve != "" && cfg.ReserveBytes == 0 {
+		cfg.ReserveBytes = -1
+	}
+	return nil
+}
+
+// existing is the directory that is there of dir and its parents.
+func existing(dir string) string {
+	for {
+		parent := filepath.Dir(dir)
+		if _, err := os.Stat(dir); err == nil || parent == dir {
+			return dir
+		}
+		dir = parent
+	}
+}
+
+// ParseSize is how much of the file system of dir s says: a quantity such as 20Gi, or
+// a part such as 15%.
+func ParseSize(s, dir string) (int64, error) { return parseStoreLimit(s, existing(dir)) }
 
 // StoreConfig is where an engine with the given cache directory, which must be
 // there, stores files, and how much they may take: a quantity such as 20Gi, a part of

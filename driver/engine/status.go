@@ -6,14 +6,26 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // Status is what an engine holds.
 type Status struct {
 	PID     int            `json:"pid"`
 	Domains []DomainStatus `json:"domains"`
+	// Images is how full the store of images is, of an engine that has one.
+	Images *ImageStore `json:"imageStore,omitempty"`
 	// Forgotten is how many idle images were let go of, where that was asked for.
 	Forgotten int `json:"forgotten,omitempty"`
+}
+
+// ImageStore is a store of images.
+type ImageStore struct {
+	Dir string `json:"dir"`
+	nodecache.Usage
 }
 
 // DomainStatus is a domain and its images.
@@ -90,6 +102,19 @@ type FrontStatus struct {
 // Status returns what the engine holds, without the bytes, which it does not know:
 // to ask the kernel, it would have to open files of its own mounts. See ReadStatus.
 func (e *Engine) Status() Status { return e.answer(query{}) }
+
+// imageStore is how full the store of images is; nil: nobody knows.
+func (e *Engine) imageStore() *ImageStore {
+	if e.cfg.Images == nil {
+		return nil
+	}
+	u, err := e.cfg.Images.Usage()
+	if err != nil {
+		klog.FromContext(e.ctx).Error(err, "Cannot tell how full the store of images is")
+		return nil
+	}
+	return &ImageStore{Dir: e.cfg.Images.Dir(), Usage: u}
+}
 
 // answer is the status of what a query names.
 func (e *Engine) answer(q query) Status {

@@ -126,7 +126,7 @@ type eachFile func(d *DomainStatus, fd int, n node) error
 
 // askAll asks every living engine of a state directory.
 func askAll(ctx context.Context, stateDir string, q query, fn eachFile) ([]Status, error) {
-	sockets, err := filepath.Glob(filepath.Join(stateDir, instancesDir, "*", statusSocket))
+	sockets, err := statusSockets(stateDir)
 	if err != nil {
 		return nil, err
 	}
@@ -134,8 +134,8 @@ func askAll(ctx context.Context, stateDir string, q query, fn eachFile) ([]Statu
 	var errs []error
 	for _, path := range sockets {
 		s, err := askOne(ctx, path, q, fn)
-		if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
-			continue // its engine is dead, and the next one will remove it
+		if gone(err) {
+			continue
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("status of %s: %w", path, err))
@@ -145,6 +145,16 @@ func askAll(ctx context.Context, stateDir string, q query, fn eachFile) ([]Statu
 		}
 	}
 	return list, errors.Join(errs...)
+}
+
+// statusSockets are those of all engines of a state directory, dead ones included.
+func statusSockets(stateDir string) ([]string, error) {
+	return filepath.Glob(filepath.Join(stateDir, instancesDir, "*", statusSocket))
+}
+
+// gone tells of an error that the engine is dead; the next one will remove its socket.
+func gone(err error) bool {
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
 }
 
 // askOne asks one engine. A status without a PID has no meaning.

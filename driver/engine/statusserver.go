@@ -28,6 +28,8 @@ type query struct {
 	Forget bool `json:"forget,omitempty"`
 	// All lists every file that may have pages, not only a sample.
 	All bool `json:"all,omitempty"`
+	// Cache asks for something else: one CacheAnswer.
+	Cache *CacheQuery `json:"cache,omitempty"`
 }
 
 // picks tells whether the query is for an image that these volumes show.
@@ -88,6 +90,10 @@ func (e *Engine) serveQuery(conn io.ReadWriter) {
 	if err := json.NewDecoder(io.LimitReader(conn, maxQuery)).Decode(&q); err != nil {
 		return
 	}
+	if q.Cache != nil {
+		_ = json.NewEncoder(conn).Encode(e.answerCache(*q.Cache)) // a client that is gone needs none
+		return
+	}
 	forgotten := 0
 	if q.Forget {
 		idle := e.idle.takeAll(q)
@@ -98,6 +104,7 @@ func (e *Engine) serveQuery(conn io.ReadWriter) {
 	}
 	s, domains := e.account(q)
 	s.Forgotten = forgotten
+	s.Images = e.imageStore()
 	samples := make([][]picked, len(domains))
 	if !q.All {
 		for i, d := range domains {
