@@ -7,12 +7,11 @@
 // disk or within the limit of the store, evicts images that nobody uses, and if
 // that is not enough fails with [ErrNoSpace] before it writes. What little is
 // written besides (records, sidecars, pins) may be above the limit until the next
-// look. Digests are SHA-256.
-// Manifests and indexes are at most 4 MiB, dockerconfigjson documents at most
-// 1 MiB, references at most 4096 bytes, and files of web servers that do not
-// say their length at most 16 GiB. Layers compressed as a whole (+gzip, +zstd)
-// and images of several layers are refused by name. It never logs, and no error
-// holds a secret.
+// look. Digests are SHA-256. Manifests and indexes are at most 4 MiB,
+// dockerconfigjson documents at most 1 MiB, references at most 4096 bytes, and
+// files of web servers that do not say their length at most 16 GiB. Layers
+// compressed as a whole (+gzip, +zstd) and images of several layers are refused
+// by name. It never logs, and no error holds a secret.
 //
 // The directory:
 //
@@ -27,8 +26,18 @@
 //	                             <hex> is its SHA-256
 //	tmp/                         partial files; emptied by Open
 //
-// Other names are left alone. A name below blobs, refs, paths or pins appears only by rename(2) of a complete and
-// synced file, and the directory is synced before anybody is told. A reference
-// is written after its blob, so at each step between the two the worst that a
-// crash leaves is a blob without a reference, which the next pull of it finds.
+// Other names are left alone. A name below blobs, refs, paths or pins appears only
+// by rename(2) of a complete and synced file, and the directory is synced before
+// anybody is told. A reference is written after its blob, so at each step between
+// the two the worst that a crash leaves is a blob without a reference, which the
+// next pull of it finds. What is evicted loses its blob first; Open removes the
+// rest.
+//
+// What may be evicted: a blob that no [Image] holds but those that rest
+// ([Image.Rest]) and that nobody pinned, with its sidecars and references; and the
+// sidecars of an image used in place that nobody uses. The one unused for the
+// longest goes first.
+//
+// On a file system that is full or became read-only a store can be opened and what
+// it has be used; all that would write fails.
 package nodecache

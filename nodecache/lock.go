@@ -12,9 +12,16 @@ import (
 )
 
 // lockDirectory takes the store's lock, which the kernel frees when the
-// returned file is closed or the process dies in whatever way.
+// returned file is closed or the process dies in whatever way. A disk that is
+// full or became read-only is no obstacle: what the store has can be read.
 func lockDirectory(dir layout) (*os.File, error) {
 	f, err := os.OpenFile(dir.lock, os.O_CREATE|os.O_RDWR|noFollow, 0o600)
+	if readOnly := err; errors.Is(readOnly, unix.EROFS) {
+		f, err = os.OpenFile(dir.lock, os.O_RDONLY|noFollow, 0)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("image store: %w, and %s holds no store; mount it read-write or use another directory", readOnly, dir.root)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
@@ -28,15 +35,12 @@ func lockDirectory(dir layout) (*os.File, error) {
 		defer func() { _ = f.Close() }()
 		return nil, fmt.Errorf("%w: %s is locked by %s; stop it or use another directory", ErrLocked, dir.root, lockOwner(f))
 	}
-	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
 	if err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("image store: lock %s: %w", dir.lock, err)
+	}
+	if f.Truncate(0) == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0) // for people: lockOwner
 	}
 	return f, nil
 }

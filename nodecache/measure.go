@@ -90,8 +90,8 @@ func (s *Store) others() (n int64, err error) {
 // free is how much of the disk is free, and how much of that is to stay so.
 func (s *Store) free() (free, keep int64, err error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.dir.tmp, &st); err != nil {
-		return 0, 0, &os.PathError{Op: "statfs", Path: s.dir.tmp, Err: err}
+	if err := unix.Statfs(s.dir.root, &st); err != nil {
+		return 0, 0, &os.PathError{Op: "statfs", Path: s.dir.root, Err: err}
 	}
 	unit := uint64(st.Frsize) //nolint:gosec // a block size
 	return bytesOf(st.Bavail, unit), s.keepFree(bytesOf(st.Blocks, unit)), nil

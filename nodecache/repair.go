@@ -77,6 +77,9 @@ func (s *Store) removeBlob(d digest.Digest) error {
 // it is no error.
 func (s *Store) eachName(dir string, fn func(name string) error) error {
 	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func smallDisks(t *testing.T) map[string]string {
 	if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, 16<<20)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(mkfs, "-q", "-F", "-O", "^has_journal", image).CombinedOutput(); err != nil {
+	if out, err := exec.Command(mkfs, "-q", "-F", "-m", "0", "-O", "^has_journal", image).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	ext4 := t.TempDir()

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // Config says where a store is and what it may do.
@@ -133,7 +134,7 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 	if err := s.makeDirectories(); err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	if err := s.repair(); err != nil {
+	if err := s.repair(); err != nil && !errors.Is(err, unix.EROFS) { // nothing that is left serves a wrong byte
 		return nil, fmt.Errorf("image store: repair %s: %w", root, err)
 	}
 	s.life, s.kill = context.WithCancelCause(context.Background())
@@ -142,12 +143,16 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 
 func (s *Store) makeDirectories() error {
 	for _, dir := range s.dir.directories() {
-		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
+		made := os.Mkdir(dir, 0o700)
+		if made != nil && !errors.Is(made, os.ErrExist) && !full(made) && !errors.Is(made, unix.EROFS) {
+			return made
 		}
 		st, err := os.Lstat(dir)
+		if errors.Is(err, os.ErrNotExist) && dir != s.dir.blobs && dir != filepath.Dir(s.dir.blobs) {
+			continue // a store of an older release on a disk that takes nothing: it is empty
+		}
 		if err != nil {
-			return err
+			return errors.Join(made, err)
 		}
 		if !st.IsDir() {
 			return fmt.Errorf("%s is not a directory", dir)

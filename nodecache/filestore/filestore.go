@@ -150,8 +150,9 @@ func (s *Store) scan() error {
 				return nil
 			}
 		}
-		if err := os.RemoveAll(path); err != nil { //nolint:gosec // the directory belongs to us alone
-			return err
+		err = os.RemoveAll(path) //nolint:gosec // the directory belongs to us alone
+		if err != nil && !errors.Is(err, unix.EROFS) {
+			return err // what can't be removed there is not used either
 		}
 		if d.IsDir() {
 			return fs.SkipDir
