@@ -42,6 +42,7 @@ func (s *Store) makeRoom(what string, size int64) (*os.File, error) {
 		// A quota of the file system, which statfs(2) does not tell of.
 		if full(err) {
 			if freed, _ := s.evictBytes(size, 0); freed > 0 {
+				s.settle()
 				continue
 			}
 		}
@@ -123,6 +124,7 @@ func (s *Store) shortage(size int64) (x shortage, err error) {
 
 // fit makes room for size more bytes, by eviction if need be. s.space is held.
 func (s *Store) fit(what string, size int64) error {
+	unsettled := false // something was evicted, and the disk may not know
 	for {
 		x, err := s.shortage(size)
 		if err != nil {
@@ -131,10 +133,15 @@ func (s *Store) fit(what string, size int64) error {
 		if x.bytes() <= 0 {
 			return nil
 		}
+		if unsettled && x.disk > 0 {
+			s.settle()
+			unsettled = false
+			continue
+		}
 		if s.limit == 0 || size <= s.limit {
 			freed, err := s.evictBytes(x.bytes(), 0)
 			if freed > 0 {
-				s.settle()
+				unsettled = true
 				continue
 			}
 			if err != nil {
@@ -146,7 +153,8 @@ func (s *Store) fit(what string, size int64) error {
 }
 
 // settle waits until the disk knows that removed files are gone, which some file
-// systems put off.
+// systems put off until a transaction ends. It waits for what others have written as
+// well, so it is for when that is all that is left.
 func (s *Store) settle() { _ = unix.Syncfs(int(s.lock.Fd())) }
 
 // noRoom is the error of what does not fit.

@@ -28,10 +28,15 @@ func (s *Store) Tend() error {
 		tick := time.NewTicker(s.tendEvery)
 		defer tick.Stop()
 		for {
-			s.tend()
+			woken := s.tending
+			if s.tend() {
+				// Some file systems tell of what is free only later: before that,
+				// another look would evict more than it must.
+				woken = nil
+			}
 			select {
 			case <-tick.C:
-			case <-s.tending:
+			case <-woken:
 			case <-s.life.Done():
 				return
 			}
@@ -48,21 +53,21 @@ func (s *Store) wakeTending() {
 	}
 }
 
-// tend is one round of Tend. What can't be done now may be the next time.
-func (s *Store) tend() {
+// tend is one round of Tend, and tells whether it evicted anything. What can't be
+// done now may be the next time; OnEvict is told of it.
+func (s *Store) tend() bool {
 	s.noteUses()
 	s.space.Lock()
 	defer s.space.Unlock()
 	x, err := s.shortage(0)
 	if err != nil {
-		return
+		return false
 	}
-	_, _, _ = s.evictUpTo(x.bytes(), 0) // OnEvict is told
-	if s.evictBelow > 0 {
-		if x, err = s.shortage(0); err == nil {
-			_, _, _ = s.evictUpTo(s.evictBelow-x.free, unusedFor)
-		}
+	_, freed, _ := s.evictUpTo(x.bytes(), 0)
+	if freed == 0 && s.evictBelow > 0 {
+		_, freed, _ = s.evictUpTo(s.evictBelow-x.free, unusedFor)
 	}
+	return freed > 0
 }
 
 // evictUpTo is evictBytes that evicts what it can even if that is too little.
@@ -82,9 +87,6 @@ func (s *Store) evictUpTo(bytes int64, age time.Duration) (list []*entry, freed 
 			freed += n
 			list = append(list, e)
 		}
-	}
-	if freed > 0 {
-		s.settle()
 	}
 	return list, freed, err
 }

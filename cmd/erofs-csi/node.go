@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/erofs-csi/erofs-csi/driver"
+	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 func nodeCommand() *cobra.Command {
@@ -100,6 +101,9 @@ func checkNodeFlags(cfg *driver.Config) error {
 		if !filepath.IsAbs(dir.path) {
 			return usagef("--%s %q: want an absolute path", dir.flag, dir.path)
 		}
+	}
+	if err := cfg.ImageSpace.Apply(&nodecache.Config{Dir: cfg.CacheDir}); err != nil {
+		return usagef("%v", err)
 	}
 	for _, dir := range cfg.AllowedPaths {
 		if !filepath.IsAbs(dir) {

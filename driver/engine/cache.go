@@ -20,6 +20,11 @@ import (
 // LetGo lets go of the idle images with this nodecache.Image.ID. It returns when
 // their files are closed, or can't be for now.
 func (e *Engine) LetGo(id string) {
+	e.yielding.Lock()
+	defer e.yielding.Unlock()
+	if e.ctx.Err() != nil {
+		return // Close does it
+	}
 	if err := e.forget(e.idle.takeImage(id)); err != nil {
 		klog.FromContext(e.ctx).Error(err, "Letting go of an image that is to be evicted left something behind", "imageID", id)
 	}

@@ -99,7 +99,9 @@ type Engine struct {
 	metas   *pool[metaKey, *meta]
 	files   *filestore.Store // nil: none
 	idle    idleImages
-	indexes indexer
+	// yielding is held while images are given back to the store: Close waits for it.
+	yielding sync.Mutex
+	indexes  indexer
 	// metadata is the cache of all images.
 	metadata *erofs.MetadataCache
 	scans    chan struct{} // maxScans images at a time
@@ -232,6 +234,8 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 	e.closed.Do(func() {
 		e.cancel()
 		e.status.close()
+		e.yielding.Lock()
+		defer e.yielding.Unlock()
 		for _, f := range e.fronts.snapshot() {
 			klog.FromContext(ctx).Info("Front is still in use", "image", f.reference, "domain", f.domain.name, "volumes", f.volumes())
 			err = errors.Join(err, e.unmakeFront(f))
