@@ -18,11 +18,24 @@ type proxy struct {
 	server *httptest.Server
 	to     *http.Transport
 	stop   sync.Once
+	proxyLog
+}
 
+// proxyLog keeps what a server was asked, and what it does instead of answering.
+type proxyLog struct {
 	mu       sync.Mutex
 	requests []*http.Request // GUARDED_BY(mu)
 	// fault may answer a request itself, and then returns true. GUARDED_BY(mu)
 	fault func(w http.ResponseWriter, r *http.Request) bool
+}
+
+// answer notes a request and reports whether the fault answered it.
+func (p *proxyLog) answer(w http.ResponseWriter, r *http.Request) bool {
+	p.mu.Lock()
+	p.requests = append(p.requests, r)
+	fault := p.fault
+	p.mu.Unlock()
+	return fault != nil && fault(w, r)
 }
 
 func newProxy(t testing.TB, host string) *proxy {
@@ -31,11 +44,7 @@ func newProxy(t testing.TB, host string) *proxy {
 	back := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: host})
 	back.Transport = p.to
 	p.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p.mu.Lock()
-		p.requests = append(p.requests, r)
-		fault := p.fault
-		p.mu.Unlock()
-		if fault == nil || !fault(w, r) {
+		if !p.answer(w, r) {
 			back.ServeHTTP(w, r)
 		}
 	}))
@@ -52,16 +61,16 @@ func (p *proxy) close() {
 	})
 }
 
-func (p *proxy) set(fault func(w http.ResponseWriter, r *http.Request) bool) {
+func (p *proxyLog) set(fault func(w http.ResponseWriter, r *http.Request) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault, p.requests = fault, nil
 }
 
-func (p *proxy) count() int { return len(p.seen("")) }
+func (p *proxyLog) count() int { return len(p.seen("")) }
 
 // seen are the requests whose path holds part.
-func (p *proxy) seen(part string) []*http.Request {
+func (p *proxyLog) seen(part string) []*http.Request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var all []*http.Request

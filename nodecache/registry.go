@@ -308,7 +308,7 @@ func (r *registryClient) fetchManifestOnce(ctx context.Context, target string) (
 	if len(text) > maxManifest {
 		return nil, "", r.manifestTooLong()
 	}
-	if err != nil {
+	if err != nil || body.stalled.Load() { // a server may take our giving up for a reason to end in order
 		return nil, "", r.bodyFailed(ctx, body, err)
 	}
 	contentType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")

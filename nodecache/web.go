@@ -64,7 +64,7 @@ func (r *registryClient) measureOnce(ctx context.Context, header http.Header) (i
 	body := newStallReader(resp.Body, r.retry.stall, cancel)
 	defer body.stop()
 	n, err := io.Copy(io.Discard, io.LimitReader(body, maxUnsized+1))
-	if err != nil {
+	if err != nil || body.stalled.Load() { // a server may take our giving up for a reason to end in order
 		return 0, r.bodyFailed(ctx, body, err)
 	}
 	if n > maxUnsized {
