@@ -77,7 +77,7 @@ func stopRegistry(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // push FILE REFERENCE pushes an artifact with one EROFS layer, as `oras push`
-// makes it.
+// makes it, and sets $LAYER to the layer's digest.
 func push(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: push FILE REFERENCE")
@@ -94,6 +94,7 @@ func push(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	layer := content.NewDescriptorFromBytes("application/vnd.erofs.layer.v1", image)
 	ts.Check(repo.Push(ctx, layer, bytes.NewReader(image)))
+	ts.Setenv("LAYER", layer.Digest.String())
 	manifest, err := oras.PackManifest(ctx, repo, oras.PackManifestVersion1_1, "application/vnd.erofs",
 		oras.PackManifestOptions{Layers: []ocispec.Descriptor{layer}})
 	ts.Check(err)
