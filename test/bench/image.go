@@ -39,7 +39,7 @@ func (b *bench) makeImages(ctx context.Context) (err error) {
 		}
 	}
 	var tree string
-	for _, name := range []string{"plain", "lz4", "zstd", "small", "codecs"} {
+	for _, name := range []string{"plain", "lz4", "zstd", "small", "codecs", "pull"} {
 		if b.wants(name) && tree == "" {
 			if tree, err = b.contentTree(ctx); err != nil {
 				return err
@@ -56,6 +56,11 @@ func (b *bench) makeImages(ctx context.Context) (err error) {
 	}
 	if b.wants("codecs") {
 		if err := b.makeCoded(ctx, tree); err != nil {
+			return err
+		}
+	}
+	if b.wants("pull") {
+		if err := b.makePulled(ctx, tree); err != nil {
 			return err
 		}
 	}
@@ -170,7 +175,7 @@ func (b *bench) imageInfos() []imageInfo {
 		}
 	}
 	infos = append(infos, b.big.info())
-	for _, im := range append([]*image{b.small10k, b.inodes}, b.coded...) {
+	for _, im := range append([]*image{b.small10k, b.inodes, b.pulled}, b.coded...) {
 		infos = append(infos, kindred{im}.info())
 	}
 	return slices.DeleteFunc(infos, func(i imageInfo) bool { return i.Name == "" })

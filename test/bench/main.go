@@ -6,7 +6,8 @@
 // one domain take, all read or with their servers running; reads, cold and warm, next
 // to other file systems; cold walks; and the time until a mount is ready. And it
 // measures package erofs by itself, reading a tree by each codec and a great many
-// inodes, against fsck.erofs and a new mount of the kernel's. Each workload runs in
+// inodes, against fsck.erofs and a new mount of the kernel's; and the pull of an image from a
+// registry on loopback, against curl and sha256sum. Each workload runs in
 // turns, ours, the others', the others', ours, and so on, and the medians are compared,
 // so that a slow minute of the machine hits all alike. Every file of each image is read
 // through each mount, and its SHA-256 must be that of the tree the image was made of.
@@ -39,20 +40,21 @@ import (
 
 // options are the flags.
 type options struct {
-	binary string
-	trees  []string
-	pairs  string
-	names  []string // of the pairs; empty: all
-	kinds  []string // of their images; empty: all
-	images string
-	dir    string
-	fronts []string
-	only   map[string]bool // workloads to run; empty: all
-	rounds int
-	bigMiB int
-	small  int
-	json   bool
-	strict bool
+	binary  string
+	trees   []string
+	pairs   string
+	names   []string // of the pairs; empty: all
+	kinds   []string // of their images; empty: all
+	images  string
+	dir     string
+	fronts  []string
+	only    map[string]bool // workloads to run; empty: all
+	rounds  int
+	bigMiB  int
+	small   int
+	pullMiB int
+	json    bool
+	strict  bool
 
 	makeOnly  bool
 	fleet     bool
@@ -94,7 +96,7 @@ func parse(args []string) (*options, error) {
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	flags.StringVar(&o.binary, "binary", "bin/erofs-csi", "the erofs-csi to run")
 	trees := flags.String("trees", os.Getenv("BENCH_TREES"), "two directories, versions of one image, with a space between (default: made from Go's tree)")
-	flags.StringVar(&o.dir, "dir", "/var/tmp", "where to work: on a disk, not a tmpfs, with room for about 2 GB")
+	flags.StringVar(&o.dir, "dir", "/var/tmp", "where to work: on a disk, not a tmpfs, with room for about 5 GB")
 	flags.StringVar(&o.pairs, "pairs", os.Getenv("BENCH_PAIRS"), "a `directory` of trees NAME-A and NAME-B, versions of one image each, for memory (default: the pair of -trees)")
 	names := flags.String("names", "", "of the pairs only these, with commas between")
 	kindList := flags.String("kinds", "", "of the images of the pairs only "+strings.Join(collectionKinds(), ", ")+", with commas between; mixed is A plain and B zstd")
@@ -108,6 +110,7 @@ func parse(args []string) (*options, error) {
 	flags.IntVar(&o.rounds, "rounds", 9, "turns of each side")
 	flags.IntVar(&o.bigMiB, "big", 384, "MiB of large files")
 	flags.IntVar(&o.small, "small", 10_000, "small files")
+	flags.IntVar(&o.pullMiB, "pull", 1024, "MiB of the image that is pulled from a registry")
 	flags.BoolVar(&o.json, "json", false, "print JSON, with every sample")
 	flags.BoolVar(&o.strict, "strict", false, "exit 1 when a goal is missed")
 	if err := flags.Parse(args); err != nil {
@@ -132,8 +135,8 @@ func parse(args []string) (*options, error) {
 	if len(o.trees) != 0 && len(o.trees) != 2 {
 		return nil, fmt.Errorf("%d trees are given: want two, or none", len(o.trees))
 	}
-	if o.rounds < 1 || o.bigMiB < bigFiles || o.small < 1 {
-		return nil, fmt.Errorf("-rounds and -small must be at least 1, -big at least %d", bigFiles)
+	if o.rounds < 1 || o.bigMiB < bigFiles || o.small < 1 || o.pullMiB < bigFiles {
+		return nil, fmt.Errorf("-rounds and -small must be at least 1, -big and -pull at least %d", bigFiles)
 	}
 	known := workloadNames()
 	for name := range strings.SplitSeq(*only, ",") {
@@ -190,6 +193,7 @@ func run(ctx context.Context, o *options) (_ *report, err error) {
 	}{
 		{"Package erofs", "", packageWorkloads()},
 		{"Reads", "", peerWorkloads()},
+		{"Registries", "", registryWorkloads()},
 	}
 	for _, front := range o.fronts {
 		stages = append(stages, stages[0])

@@ -19,6 +19,7 @@ type bench struct {
 	baseline map[string]map[string]*held
 	coded    []*image // one tree by each codec
 	inodes   *image   // of many empty files
+	pulled   *image   // from a registry
 }
 
 // workload is one group of rows of a table.
@@ -55,9 +56,16 @@ func packageWorkloads() []workload {
 	}
 }
 
+// registryWorkloads measure how images come to the node.
+func registryWorkloads() []workload {
+	return []workload{
+		{"pull", (*bench).measurePull},
+	}
+}
+
 func workloadNames() []string {
 	var names []string
-	for _, w := range slices.Concat(workloads(), peerWorkloads(), packageWorkloads()) {
+	for _, w := range slices.Concat(workloads(), peerWorkloads(), packageWorkloads(), registryWorkloads()) {
 		names = append(names, w.name)
 	}
 	return names
