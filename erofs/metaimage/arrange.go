@@ -5,6 +5,7 @@ import (
 	"math"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/encode"
 )
 
 // plan says where the parts of META are:
@@ -26,95 +27,50 @@ type plan struct {
 
 // metaBlock is the block of nid 0. The root is in it, but not at its start:
 // some readers of directories take an inode number 0 for a deleted file.
-func (p *plan) metaBlock() int64 { return p.first >> blockBits }
+func (p *plan) metaBlock() int64 { return p.first >> encode.BlockBits }
 
 func (p *plan) blocks() int64 { return p.dirBlock + p.dirBlocks }
 
 // nid is the number of the inode at pos.
-func (p *plan) nid(pos int64) int64 { return (pos - p.metaBlock()<<blockBits) / slotSize }
-
-// place is where an inode goes.
-type place struct {
-	pos    int64 // of the inode
-	end    int64 // behind all that follows it
-	inline bool  // the last, partial block of its data is behind it
-	blocks int64 // data blocks, at dirBlock + block
-	block  int64
-}
-
-// cursor hands out places, the same ones in both passes.
-type cursor struct {
-	pos    int64
-	blocks int64
-}
-
-// next places an inode of head bytes (with its xattrs) and what follows it.
-//
-// An inode does not straddle blocks, and data behind an inode are in the block
-// of the inode, as the kernel wants it for links (erofs_fill_symlink). Data that
-// do not fit in what is left of the block go to the next one with their inode, or
-// into a block of their own, whichever wastes less.
-func (c *cursor) next(t erofs.FileType, head, tail int64) place {
-	p := place{block: c.blocks}
-	body := head
-	rest := int64(0)
-	switch t {
-	case erofs.TypeRegular:
-		if tail > 0 {
-			body = align(head, chunkSize) + tail*chunkSize
-		}
-	case erofs.TypeDir, erofs.TypeSymlink:
-		p.blocks, rest = tail>>blockBits, tail&(blockSize-1)
-		left := blockSize - c.pos&(blockSize-1)
-		switch {
-		case rest == 0: // whole blocks, or an empty target
-		case head+rest <= left:
-			p.inline = true
-		case head+rest <= blockSize && left+rest <= blockSize:
-			p.inline = true
-			c.pos = align(c.pos, blockSize)
-		default:
-			p.blocks++
-		}
-		if p.inline {
-			body += rest
-		}
-	default:
-	}
-	if c.pos&(blockSize-1)+inodeSize > blockSize {
-		c.pos = align(c.pos, blockSize)
-	}
-	p.pos, p.end = c.pos, c.pos+body
-	c.pos = align(p.end, slotSize)
-	c.blocks += p.blocks
-	return p
-}
+func (p *plan) nid(pos int64) int64 { return (pos - p.metaBlock()<<encode.BlockBits) / encode.SlotSize }
 
 // arrange gives every inode its nid, now that it is known which xattrs repeat.
 func (b *builder) arrange() (*plan, error) {
-	first := align(superOff+superSize+int64(len(b.pool.area)), slotSize)
-	if first&(blockSize-1) == 0 {
-		first += slotSize
+	first := encode.Align(encode.SuperEnd+int64(len(b.pool.Area())), encode.SlotSize)
+	if first&(encode.BlockSize-1) == 0 {
+		first += encode.SlotSize
 	}
 	p := &plan{first: first}
-	c := cursor{pos: first}
+	c := encode.Cursor{Pos: first}
 	for i := range b.recs {
 		r := &b.recs[i]
-		_, body := b.pool.split(b.idsOf(i))
-		if body > maxXattrBody {
+		_, body := b.pool.Split(b.idsOf(i))
+		if body > encode.MaxXattrBody {
 			return nil, &NeedsTreeError{NID: r.nid, Reason: fmt.Sprintf("has %d bytes of attributes", body)}
 		}
-		at := c.next(r.typ, inodeSize+body, int64(r.tail))
-		nid := p.nid(at.pos)
+		at := b.place(&c, r, body)
+		nid := p.nid(at.Pos)
 		if nid > math.MaxUint32 {
 			return nil, &NeedsTreeError{NID: r.nid, Reason: "does not fit into an image of 128 GiB"}
 		}
 		r.slot = uint32(nid) //nolint:gosec // checked
 	}
-	p.dirBlock = align(c.pos, blockSize) >> blockBits
-	p.dirBlocks = c.blocks
+	p.dirBlock = encode.Align(c.Pos, encode.BlockSize) >> encode.BlockBits
+	p.dirBlocks = c.Blocks
 	if p.blocks() > math.MaxUint32 {
 		return nil, &NeedsTreeError{NID: b.recs[0].nid, Path: ".", Reason: "has directories of more than 16 TiB"}
 	}
 	return p, nil
+}
+
+// place places a record's inode, the same way in both passes.
+func (b *builder) place(c *encode.Cursor, r *record, xattrs int64) encode.Place {
+	head := encode.InodeSize + xattrs
+	switch {
+	case r.typ == erofs.TypeDir, r.typ == erofs.TypeSymlink:
+		return c.Next(head, int64(r.tail))
+	case r.tail > 0:
+		head = encode.Align(head, chunkSize) + int64(r.tail)*chunkSize
+	}
+	return c.Next(head, 0)
 }

@@ -1,11 +1,12 @@
 package metaimage
 
 import (
-	"encoding/binary"
 	"errors"
 	"io"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/disk"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/encode"
 )
 
 // errChanged says that the second pass saw something else than the first.
@@ -14,19 +15,24 @@ var errChanged = errors.New("metadata image: the image or its content paths chan
 // emit is the second pass: it writes META by plan.
 func (b *builder) emit(w io.WriterAt, p *plan) error {
 	source := b.im.Superblock()
-	sb := superblock{
-		chunked:   b.files > 0,
-		rootNID:   uint16(b.recs[0].slot), //nolint:gosec // in the first block of the inodes
-		inodes:    uint64(len(b.recs)),
-		blocks:    uint32(p.blocks()),    //nolint:gosec // checked by arrange
-		metaBlock: uint32(p.metaBlock()), //nolint:gosec // less than blocks
-		source:    &source,
+	sb := encode.Superblock{
+		RootNID:       uint16(b.recs[0].slot), //nolint:gosec // in the first block of the inodes
+		Inodes:        uint64(len(b.recs)),
+		BuildTime:     source.BuildTime,
+		BuildTimeNsec: source.BuildTimeNsec,
+		Blocks:        uint32(p.blocks()),    //nolint:gosec // checked by arrange
+		MetaBlock:     uint32(p.metaBlock()), //nolint:gosec // less than blocks
+		UUID:          deriveUUID(source.UUID),
+		VolumeName:    volumeName,
 	}
-	out := &stream{w: w, first: sb.seal}
-	out.padTo(superOff + superSize)
-	out.write(b.pool.area)
+	if b.files > 0 {
+		sb.Incompat = disk.IncompatChunkedFile
+	}
+	out := encode.NewStream(w, 0, sb.Seal)
+	out.PadTo(encode.SuperEnd)
+	out.Write(b.pool.Area())
 
-	e := &emitter{builder: b, plan: p, out: out, cur: cursor{pos: p.first}}
+	e := &emitter{builder: b, plan: p, w: w, out: out, cur: encode.Cursor{Pos: p.first}}
 	dirs := 0
 	for i := range b.recs {
 		if i%1024 == 0 {
@@ -42,18 +48,20 @@ func (b *builder) emit(w io.WriterAt, p *plan) error {
 			return err
 		}
 	}
-	out.padTo(p.dirBlock << blockBits)
-	return out.flush()
+	out.PadTo(p.dirBlock << encode.BlockBits)
+	return out.Flush()
 }
 
 // emitter writes inodes one after the other.
 type emitter struct {
 	*builder
 	plan   *plan
-	out    *stream
-	cur    cursor
+	w      io.WriterAt
+	out    *encode.Stream
+	cur    encode.Cursor
 	parent uint32 // of the directory in hand: index into recs
-	packer dirPacker
+	packer encode.DirPacker
+	xattrs encode.Body
 	buf    []byte
 }
 
@@ -65,90 +73,80 @@ func (e *emitter) inode(i int) error {
 		return err
 	}
 	ids := e.idsOf(i)
-	shared, body := e.pool.split(ids)
-	at := e.cur.next(r.typ, inodeSize+body, int64(r.tail))
-	f := inodeFields{layout: erofs.FlatPlain, xattrSize: body, ino: uint32(i) + 1} //nolint:gosec // checked by scan
-	if at.inline {
-		f.layout = erofs.FlatInline
+	_, body := e.pool.Split(ids)
+	at := e.place(&e.cur, r, body)
+	f := encode.Inode{
+		Layout: erofs.FlatPlain, Mode: in.Mode, UID: in.UID, GID: in.GID, Nlink: in.Nlink,
+		MtimeSec: in.MtimeSec, MtimeNsec: in.MtimeNsec,
+		XattrSize: body, Ino: uint32(i) + 1, //nolint:gosec // checked by scan
+	}
+	if at.Inline {
+		f.Layout = erofs.FlatInline
 	}
 	switch r.typ {
 	case erofs.TypeRegular:
-		f.size = uint64(in.Size) //nolint:gosec // checked by scan
+		f.Size = uint64(in.Size) //nolint:gosec // checked by scan
 		if r.tail > 0 {
-			f.layout = erofs.ChunkBased
-			f.u, _ = chunkFormat(in.Size)
+			f.Layout = erofs.ChunkBased
+			f.U, _ = chunkFormat(in.Size)
 		}
 	case erofs.TypeDir, erofs.TypeSymlink:
-		f.size = uint64(r.tail)
-		if at.blocks > 0 {
-			f.u = uint32(e.plan.dirBlock + at.block) //nolint:gosec // checked by arrange
+		f.Size = uint64(r.tail)
+		if at.Blocks > 0 {
+			f.U = uint32(e.plan.dirBlock + at.Block) //nolint:gosec // checked by arrange
 		}
 	default:
-		f.u = in.Rdev
+		f.U = in.Rdev
 	}
-	e.out.padTo(at.pos)
-	e.buf = appendInode(e.buf[:0], in, f)
-	if e.buf, err = e.appendXattrs(e.buf, in, ids, shared); err != nil {
+	e.out.PadTo(at.Pos)
+	e.buf = f.Append(e.buf[:0])
+	if e.buf, err = e.appendXattrs(e.buf, in, ids); err != nil {
 		return err
 	}
-	if int64(len(e.buf)) != inodeSize+body {
+	if int64(len(e.buf)) != encode.InodeSize+body {
 		return errChanged
 	}
-	e.out.write(e.buf)
+	e.out.Write(e.buf)
 
 	tail, err := e.data(in, r, at)
 	if err != nil {
 		return err
 	}
-	e.out.write(tail)
-	if e.out.pos() != at.end {
+	e.out.Write(tail)
+	if e.out.Pos() != at.End {
 		return errChanged
 	}
-	return e.out.err
+	return e.out.Err()
 }
 
-// appendXattrs appends the xattr body: the addresses of the shared attributes in
-// units of 4 bytes, then the others.
-func (e *emitter) appendXattrs(dst []byte, in *erofs.Inode, ids []uint32, shared int) ([]byte, error) {
+// appendXattrs appends the xattr body.
+func (e *emitter) appendXattrs(dst []byte, in *erofs.Inode, ids []uint32) ([]byte, error) {
 	if len(ids) == 0 {
 		return dst, nil
 	}
-	le := binary.LittleEndian
-	dst = le.AppendUint32(dst, 0)                        // the name filter, which no feature bit announces
-	dst = append(dst, byte(shared), 0, 0, 0, 0, 0, 0, 0) //nolint:gosec // at most maxSharedPerIno
-	isInline := make([]bool, 0, len(ids))
-	for _, id := range ids {
-		inline := e.pool.shared[id] == 0 || shared == 0
-		if !inline {
-			dst = le.AppendUint32(dst, (superOff+superSize+e.pool.shared[id]-1)/4)
-			shared--
-		}
-		isInline = append(isInline, inline)
-	}
+	e.xattrs.Reset()
 	n := 0
 	err := e.attrs(in, func(enc []byte) error {
-		if n >= len(ids) || len(enc) != int(e.pool.size[ids[n]]) {
+		if n >= len(ids) || len(enc) != e.pool.Size(ids[n]) {
 			return errChanged
 		}
-		if isInline[n] {
-			dst = append(dst, enc...)
-		}
+		e.xattrs.Add(&e.pool, ids[n], enc, encode.SuperEnd)
 		n++
 		return nil
 	}, func(string) error { return errChanged })
 	if err == nil && n != len(ids) {
 		err = errChanged
 	}
-	return dst, err
+	return e.xattrs.Append(dst), err
 }
 
 // data writes the data blocks of an inode and returns what goes behind it.
-func (e *emitter) data(in *erofs.Inode, r *record, at place) ([]byte, error) {
+func (e *emitter) data(in *erofs.Inode, r *record, at encode.Place) ([]byte, error) {
 	switch r.typ {
 	case erofs.TypeRegular:
 		e.buf = e.buf[:0]
 		if r.tail > 0 {
-			e.out.padTo(align(e.out.pos(), chunkSize))
+			e.out.PadTo(encode.Align(e.out.Pos(), chunkSize))
 		}
 		for range r.tail {
 			e.buf = appendHole(e.buf)
@@ -171,8 +169,8 @@ func (e *emitter) data(in *erofs.Inode, r *record, at place) ([]byte, error) {
 }
 
 // dir packs a directory.
-func (e *emitter) dir(in *erofs.Inode, r *record, at place) ([]byte, error) {
-	e.packer.size = dirSize{}
+func (e *emitter) dir(in *erofs.Inode, r *record, at encode.Place) ([]byte, error) {
+	e.packer.Size = encode.DirSize{}
 	n := int64(0)
 	err := entries(in, func(d entry) error {
 		to := r
@@ -187,7 +185,7 @@ func (e *emitter) dir(in *erofs.Inode, r *record, at place) ([]byte, error) {
 			}
 			to = &e.recs[i]
 		}
-		block := e.packer.add(d.name, uint64(to.slot), to.typ)
+		block := e.packer.Add(d.name, uint64(to.slot), to.typ)
 		if block == nil {
 			return nil
 		}
@@ -197,28 +195,28 @@ func (e *emitter) dir(in *erofs.Inode, r *record, at place) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.packer.size.bytes() != int64(r.tail) {
+	if e.packer.Size.Bytes() != int64(r.tail) {
 		return nil, errChanged
 	}
-	return e.last(e.packer.last(), at, n)
+	return e.last(e.packer.Last(), at, n)
 }
 
 // last writes the last, maybe partial block of data as data block n, or returns
 // it if it goes behind the inode.
-func (e *emitter) last(data []byte, at place, n int64) ([]byte, error) {
-	if at.inline {
+func (e *emitter) last(data []byte, at encode.Place, n int64) ([]byte, error) {
+	if at.Inline {
 		return data, nil
 	}
-	var block [blockSize]byte
+	var block [encode.BlockSize]byte
 	copy(block[:], data)
 	return nil, e.block(block[:], at, n)
 }
 
 // block writes data block n of an inode.
-func (e *emitter) block(data []byte, at place, n int64) error {
-	if n >= at.blocks {
+func (e *emitter) block(data []byte, at encode.Place, n int64) error {
+	if n >= at.Blocks {
 		return errChanged
 	}
-	_, err := e.out.w.WriteAt(data, (e.plan.dirBlock+at.block+n)<<blockBits)
+	_, err := e.w.WriteAt(data, (e.plan.dirBlock+at.Block+n)<<encode.BlockBits)
 	return err
 }

@@ -1,125 +1,14 @@
 package metaimage
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"hash/crc32"
 	"math"
-	"math/rand/v2"
 	"strings"
 	"testing"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/encode"
 )
-
-// TestCursor places random inodes and checks what the kernel demands.
-func TestCursor(t *testing.T) {
-	rnd := rand.New(rand.NewPCG(1, 2))
-	types := []erofs.FileType{erofs.TypeRegular, erofs.TypeDir, erofs.TypeSymlink, erofs.TypeFIFO}
-	c := cursor{pos: superOff + superSize}
-	used, end, blocks := int64(0), c.pos, int64(0)
-	for i := range 20000 {
-		typ := types[rnd.IntN(len(types))]
-		head := int64(inodeSize)
-		if rnd.IntN(2) == 0 {
-			head += xattrHeaderSize + 4*rnd.Int64N(1+rnd.Int64N(2000))
-		}
-		var tail int64
-		switch typ {
-		case erofs.TypeRegular:
-			tail = rnd.Int64N(maxChunks + 1)
-		case erofs.TypeDir:
-			tail = 15 + rnd.Int64N(1+rnd.Int64N(20000))
-			if rnd.IntN(10) == 0 {
-				tail = blockSize * (1 + rnd.Int64N(3))
-			}
-		case erofs.TypeSymlink:
-			tail = rnd.Int64N(pathMax)
-		default:
-		}
-		p := c.next(typ, head, tail)
-		switch {
-		case p.pos%slotSize != 0:
-			t.Fatalf("%d: inode at %d", i, p.pos)
-		case p.pos/blockSize != (p.pos+inodeSize-1)/blockSize:
-			t.Fatalf("%d: inode at %d straddles blocks", i, p.pos)
-		case p.pos < end:
-			t.Fatalf("%d: inode at %d overlaps what ends at %d", i, p.pos, end)
-		case p.inline && p.pos/blockSize != (p.end-1)/blockSize:
-			t.Fatalf("%d: %d bytes of data behind the inode at %d straddle blocks", i, tail, p.pos)
-		case p.block != blocks:
-			t.Fatalf("%d: data at block %d, want %d", i, p.block, blocks)
-		}
-		if typ == erofs.TypeDir || typ == erofs.TypeSymlink {
-			stored := p.blocks * blockSize
-			if p.inline {
-				stored += tail % blockSize
-			}
-			if stored < tail {
-				t.Fatalf("%d: room for %d of %d bytes", i, stored, tail)
-			}
-			used += stored - tail
-		}
-		used += p.pos - end
-		end, blocks = p.end, blocks+p.blocks
-	}
-	if waste := float64(used) / 20000; waste > 600 {
-		t.Errorf("%.0f bytes an inode wasted", waste)
-	}
-}
-
-// TestDirPacker packs directories as mkfs.erofs does and reads them back.
-func TestDirPacker(t *testing.T) {
-	for _, n := range []int{1, 2, 127, 128, 129, 130, 5000} {
-		var p dirPacker
-		var size dirSize
-		var blocks [][]byte
-		var names []string
-		for i := range n {
-			// 12 + 20 bytes: 128 of them fill a block to the last byte.
-			name := fmt.Sprintf("%020d", i)
-			if n > 130 {
-				name += strings.Repeat("x", i%236) // up to 255 bytes
-			}
-			names = append(names, name)
-			size.add(name)
-			if b := p.add(name, uint64(i)+7, erofs.TypeRegular); b != nil {
-				blocks = append(blocks, bytes.Clone(b))
-			}
-		}
-		last := p.last()
-		if got := int64(len(blocks))*blockSize + int64(len(last)); got != size.bytes() {
-			t.Fatalf("%d entries: %d bytes, dirSize says %d", n, got, size.bytes())
-		}
-		blocks = append(blocks, last)
-		var got []string
-		for _, b := range blocks {
-			le := binary.LittleEndian
-			count := int(le.Uint16(b[8:])) / direntSize
-			for i := range count {
-				e := b[i*direntSize:]
-				from, to := int(le.Uint16(e[8:])), len(bytes.TrimRight(b, "\x00"))
-				if i+1 < count {
-					to = int(le.Uint16(b[(i+1)*direntSize+8:]))
-				}
-				if nid := le.Uint64(e); nid != uint64(len(got))+7 || e[10] != byte(erofs.TypeRegular) {
-					t.Fatalf("entry %d: nid %d, type %d", len(got), nid, e[10])
-				}
-				got = append(got, string(b[from:to]))
-			}
-		}
-		if len(got) != len(names) {
-			t.Fatalf("%d of %d entries", len(got), n)
-		}
-		for i := range names {
-			if got[i] != names[i] {
-				t.Fatalf("entry %d: %q, want %q", i, got[i], names[i])
-			}
-		}
-	}
-}
 
 // TestChunkFormat: one chunk up to 8 TiB, and never one that ends before the file.
 func TestChunkFormat(t *testing.T) {
@@ -149,91 +38,11 @@ func TestChunkFormat(t *testing.T) {
 
 // TestEncodedSizes holds the structures to the sizes of the format.
 func TestEncodedSizes(t *testing.T) {
-	if n := len(appendInode(nil, &erofs.Inode{}, inodeFields{})); n != inodeSize {
-		t.Errorf("inode of %d bytes", n)
-	}
 	if n := len(appendHole(nil)); n != chunkSize {
 		t.Errorf("chunk index of %d bytes", n)
 	}
-	if n := len(appendXattr(nil, 1, "a", "")); n != 8 {
-		t.Errorf("xattr of %d bytes", n)
-	}
-	f := inodeFields{xattrSize: maxXattrBody}
-	if icount := binary.LittleEndian.Uint16(appendInode(nil, &erofs.Inode{}, f)[2:]); icount != math.MaxUint16 {
-		t.Errorf("the largest xattr body has count %d", icount)
-	}
 	if len(volumeName) > 15 {
 		t.Error("the volume name has no NUL at its end")
-	}
-}
-
-// TestSeal checks the checksum as the kernel does: of block 0 from the
-// superblock on, the field itself zero.
-func TestSeal(t *testing.T) {
-	block := bytes.Repeat([]byte{0x5a}, blockSize)
-	clear(block[:superOff+superSize])
-	sb := superblock{source: &erofs.Superblock{BuildTime: -5}}
-	sb.seal(block)
-	le := binary.LittleEndian
-	stored := le.Uint32(block[superOff+4:])
-	le.PutUint32(block[superOff+4:], 0)
-	crc := ^uint32(0)
-	table := crc32.MakeTable(crc32.Castagnoli)
-	for _, b := range block[superOff:] {
-		crc = table[byte(crc)^b] ^ crc>>8
-	}
-	if crc != stored {
-		t.Errorf("checksum %#x, want %#x", stored, crc)
-	}
-}
-
-// TestPool: what occurs once stays inline, what repeats is shared once.
-func TestPool(t *testing.T) {
-	var p xattrPool
-	once := p.intern(appendXattr(nil, 1, "once", "value"))
-	twice := p.intern(appendXattr(nil, 1, "twice", "v"))
-	if again := p.intern(appendXattr(nil, 1, "twice", "v")); again != twice || again == once {
-		t.Fatalf("ids %d, %d, then %d", once, twice, again)
-	}
-	p.intern(appendXattr(nil, 1, "twice", "v"))
-	if want := appendXattr(nil, 1, "twice", "v"); !bytes.Equal(p.area, want) {
-		t.Errorf("area % x, want % x", p.area, want)
-	}
-	if n, body := p.split([]uint32{once, twice}); n != 1 || body != xattrHeaderSize+4+16 {
-		t.Errorf("split: %d shared, %d bytes", n, body)
-	}
-	if n, body := p.split(nil); n != 0 || body != 0 {
-		t.Errorf("split of nothing: %d, %d", n, body)
-	}
-	many := make([]uint32, 300)
-	for i := range many {
-		many[i] = twice
-	}
-	if n, body := p.split(many); n != maxSharedPerIno || body != xattrHeaderSize+4*255+45*12 {
-		t.Errorf("split of 300: %d shared, %d bytes", n, body)
-	}
-}
-
-// TestSplitXattr: a name is split as the kernel's handlers do it.
-func TestSplitXattr(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		index byte
-		rest  string
-		ok    bool
-	}{
-		{"user.comment", 1, "comment", true},
-		{"system.posix_acl_access", 2, "", true},
-		{"system.posix_acl_access.x", 0, "", false},
-		{"system.posix_acl_default", 3, "", true},
-		{"trusted.a.b", 4, "a.b", true},
-		{"security.selinux", 6, "selinux", true},
-		{"system.nfs4_acl", 0, "", false},
-		{"nonsense", 0, "", false},
-	} {
-		if index, rest, ok := splitXattr(c.name); index != c.index || rest != c.rest || ok != c.ok {
-			t.Errorf("%s: %d %q %v", c.name, index, rest, ok)
-		}
 	}
 }
 
@@ -278,14 +87,14 @@ func TestRecord(t *testing.T) {
 		in   *erofs.Inode
 		want error
 	}{
-		{"whiteout", &erofs.Inode{Mode: modeChar, Nlink: 1}, ErrNeedsTree},
-		{"no links", &erofs.Inode{Mode: modeFIFO}, ErrNeedsTree},
-		{"long target", &erofs.Inode{Mode: modeSymlink, Nlink: 1, Size: pathMax}, ErrNeedsTree},
-		{"huge", &erofs.Inode{Mode: modeRegular, Nlink: 1, Size: chunkSpan*maxChunks + 1}, ErrNeedsTree},
+		{"whiteout", &erofs.Inode{Mode: encode.ModeChar, Nlink: 1}, ErrNeedsTree},
+		{"no links", &erofs.Inode{Mode: encode.ModeFIFO}, ErrNeedsTree},
+		{"long target", &erofs.Inode{Mode: encode.ModeSymlink, Nlink: 1, Size: pathMax}, ErrNeedsTree},
+		{"huge", &erofs.Inode{Mode: encode.ModeRegular, Nlink: 1, Size: chunkSpan*maxChunks + 1}, ErrNeedsTree},
 		{"no type", &erofs.Inode{Mode: 0o644, Nlink: 1}, erofs.ErrCorrupt},
-		{"mode", &erofs.Inode{Mode: modeFIFO | 1<<16, Nlink: 1}, erofs.ErrCorrupt},
-		{"nanoseconds", &erofs.Inode{Mode: modeFIFO, Nlink: 1, MtimeNsec: maxNsec}, erofs.ErrCorrupt},
-		{"size", &erofs.Inode{Mode: modeRegular, Nlink: 1, Size: -1}, erofs.ErrCorrupt},
+		{"mode", &erofs.Inode{Mode: encode.ModeFIFO | 1<<16, Nlink: 1}, erofs.ErrCorrupt},
+		{"nanoseconds", &erofs.Inode{Mode: encode.ModeFIFO, Nlink: 1, MtimeNsec: maxNsec}, erofs.ErrCorrupt},
+		{"size", &erofs.Inode{Mode: encode.ModeRegular, Nlink: 1, Size: -1}, erofs.ErrCorrupt},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := &builder{index: map[uint64]uint32{}}

@@ -37,6 +37,7 @@ import (
 	"io"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/encode"
 )
 
 // ContentPath returns the absolute path in the content mount of the data of a
@@ -96,11 +97,11 @@ func Write(ctx context.Context, w io.WriterAt, im *erofs.Image, content ContentP
 		return Stats{}, err
 	}
 	return Stats{
-		Size:        p.blocks() * blockSize,
+		Size:        p.blocks() * encode.BlockSize,
 		Inodes:      uint64(len(b.recs)),
 		Directories: uint64(len(b.parents)),
 		Files:       b.files,
-		SharedXattr: int64(len(b.pool.area)),
+		SharedXattr: int64(len(b.pool.Area())),
 	}, nil
 }
 
@@ -115,7 +116,7 @@ type builder struct {
 	ids     []uint32          // xattrs of recs[i]: ids[recs[i].xattr:recs[i+1].xattr]
 	parents []uint32          // of the directories, in their order: index into recs
 	index   map[uint64]uint32 // nid in the image → index into recs
-	pool    xattrPool
+	pool    encode.Pool
 	files   uint64
 
 	scratch []byte // of xattrs

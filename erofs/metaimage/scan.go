@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/encode"
 )
 
 const (
@@ -87,9 +88,9 @@ func (b *builder) visit(d *unread) (below []*unread, err error) {
 	}
 	b.parents = append(b.parents, parent)
 
-	var size dirSize
+	var size encode.DirSize
 	err = entries(d.in, func(e entry) error {
-		size.add(e.name)
+		size.Add(e.name)
 		if e.dots {
 			return nil
 		}
@@ -102,10 +103,10 @@ func (b *builder) visit(d *unread) (below []*unread, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if size.bytes() > math.MaxUint32 {
+	if size.Bytes() > math.MaxUint32 {
 		return nil, refuse("is larger than 4 GiB")
 	}
-	b.recs[d.rec].tail = uint32(size.bytes()) //nolint:gosec // checked
+	b.recs[d.rec].tail = uint32(size.Bytes()) //nolint:gosec // checked
 	return below, nil
 }
 
@@ -141,7 +142,7 @@ func needsTree(d *unread, name string, in *erofs.Inode, reason string) error {
 
 // record appends the record of in, whose fields it checks.
 func (b *builder) record(in *erofs.Inode, refuse func(reason string) error) (uint32, error) {
-	t := direntType(in.Mode)
+	t := encode.DirentType(in.Mode)
 	r := record{nid: in.NID, typ: t, xattr: uint32(len(b.ids))} //nolint:gosec // bounded below
 	switch {
 	case t == erofs.TypeUnknown || in.Mode >= 1<<16:
@@ -167,7 +168,7 @@ func (b *builder) record(in *erofs.Inode, refuse func(reason string) error) (uin
 	}
 
 	err := b.attrs(in, func(enc []byte) error {
-		b.ids = append(b.ids, b.pool.intern(enc))
+		b.ids = append(b.ids, b.pool.Intern(enc))
 		return nil
 	}, refuse)
 	if err != nil {
@@ -188,7 +189,7 @@ func checkContentPath(in *erofs.Inode, path string) error {
 	rest, ok := strings.CutPrefix(path, "/")
 	ok = ok && len(path) < pathMax && !strings.Contains(path, "\x00")
 	for part := range strings.SplitSeq(rest, "/") {
-		ok = ok && part != "" && part != "." && part != ".." && len(part) <= maxName
+		ok = ok && part != "" && part != "." && part != ".." && len(part) <= encode.MaxName
 	}
 	if !ok {
 		return fmt.Errorf("metadata image: %q is no path in the content mount (nid %d)", path, in.NID)
