@@ -154,3 +154,9 @@ func (b *Body) Append(dst []byte) []byte {
 	dst = append(dst, b.shared...)
 	return append(dst, b.inline...)
 }
+
+// Find returns the number of an encoded entry that was interned.
+func (p *Pool) Find(enc []byte) uint32 {
+	sum := sha256.Sum256(enc)
+	return p.ids[[16]byte(sum[:])]
+}
