@@ -58,6 +58,13 @@ func (d disk) writeAt(f *os.File, p []byte, off int64) error {
 	return err
 }
 
+func (d disk) truncate(f *os.File, size int64) error {
+	if err := d.step("truncate", f.Name()); err != nil {
+		return err
+	}
+	return f.Truncate(size)
+}
+
 func (d disk) sync(f *os.File) error {
 	if err := d.step("sync", f.Name()); err != nil {
 		return err

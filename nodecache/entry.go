@@ -90,7 +90,9 @@ func (s *Store) entries() (list []*entry, unknown []string, err error) {
 		}
 		if e := byID[imageID(rec.Blob)]; e != nil {
 			e.records = append(e.records, path)
-			e.refs = append(e.refs, rec.Reference)
+			if rec.Reference != "" {
+				e.refs = append(e.refs, rec.Reference)
+			}
 			e.allocated += onDisk(info)
 		}
 	})

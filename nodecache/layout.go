@@ -53,6 +53,12 @@ func (l layout) blob(d digest.Digest) string { return filepath.Join(l.blobs, d.E
 // ref is the path of the record of a registry reference.
 func (l layout) ref(ref reference) string { return filepath.Join(l.refs, fileNameOf(ref.canonical())) }
 
+// conversion is the path of the record that the conversion of a manifest leaves. No
+// reference's canonical form has a space.
+func (l layout) conversion(manifest digest.Digest) string {
+	return filepath.Join(l.refs, fileNameOf("conversion "+converterVersion+" "+manifest.String()))
+}
+
 // pin is the path of the pin of a reference, in its canonical form, or digest.
 func (l layout) pin(what string) string { return filepath.Join(l.pins, fileNameOf(what)) }
 

@@ -24,7 +24,7 @@ const (
 	dockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 	// erofsType begins the media types of EROFS blobs and artifacts.
 	erofsType = "application/vnd.erofs"
-	supported = "supported is an artifact with one EROFS layer, its media type " + erofsType + "*, or with one layer in total that is an uncompressed EROFS image"
+	supported = "supported are images and artifacts whose layers are EROFS images or tar archives, plain or compressed by gzip or zstd, and artifacts of one layer that is an EROFS image"
 )
 
 func acceptManifests() http.Header {
@@ -42,42 +42,49 @@ type manifestDocument struct {
 	Layers       []ocispec.Descriptor `json:"layers"`
 }
 
-// resolve asks the registry which blob the reference means.
-func (r *registryClient) resolve(ctx context.Context) (record, error) {
+// resolve asks the registry what the reference means.
+func (r *registryClient) resolve(ctx context.Context) (plan, error) {
 	text, contentType, err := r.fetchManifest(ctx, r.ref.target())
 	if err != nil {
-		return record{}, err
+		return plan{}, err
 	}
 	rec := record{Reference: r.ref.canonical(), Resolved: digest.FromBytes(text)}
 	rec.Manifest = rec.Resolved
 	doc, isIndex, err := parseManifest(text, contentType)
 	if err != nil {
-		return record{}, fmt.Errorf("%w: %s: %w", ErrUnsupportedImage, r.ref, err)
+		return plan{}, fmt.Errorf("%w: %s: %w", ErrUnsupportedImage, r.ref, err)
 	}
 	if isIndex {
 		chosen, err := chooseManifest(doc.Manifests, runtime.GOARCH)
 		if err != nil {
-			return record{}, fmt.Errorf("%w: %s: %w", ErrUnsupportedImage, r.ref, err)
+			return plan{}, fmt.Errorf("%w: %s: %w", ErrUnsupportedImage, r.ref, err)
 		}
 		rec.Manifest = chosen
 		text, contentType, err = r.fetchManifest(ctx, chosen.String())
 		if err != nil {
-			return record{}, err
+			return plan{}, err
 		}
 		doc, isIndex, err = parseManifest(text, contentType)
 		if err == nil && isIndex {
 			err = fmt.Errorf("an index within an index")
 		}
 		if err != nil {
-			return record{}, fmt.Errorf("%w: %s: manifest %s: %w", ErrUnsupportedImage, r.ref, chosen, err)
+			return plan{}, fmt.Errorf("%w: %s: manifest %s: %w", ErrUnsupportedImage, r.ref, chosen, err)
 		}
 	}
-	layer, err := chooseLayer(doc)
+	p, err := choosePlan(doc)
 	if err != nil {
-		return record{}, fmt.Errorf("%w: %s: %w; %s", ErrUnsupportedImage, r.ref, err, supported)
+		return plan{}, fmt.Errorf("%w: %s: %w; %s", ErrUnsupportedImage, r.ref, err, supported)
 	}
-	rec.Blob, rec.Size, rec.MediaType = layer.Digest, layer.Size, layer.MediaType
-	return rec, nil
+	p.rec = rec
+	if err := r.refine(ctx, &p, doc); err != nil {
+		return plan{}, err
+	}
+	if !p.convert {
+		layer := p.layers[0].desc
+		p.rec.Blob, p.rec.Size, p.rec.MediaType = layer.Digest, layer.Size, layer.MediaType
+	}
+	return p, nil
 }
 
 // parseManifest decides by the media type what a document is, and refuses one
@@ -153,59 +160,4 @@ func chooseManifest(all []ocispec.Descriptor, arch string) (digest.Digest, error
 		return "", err
 	}
 	return chosen.Digest, nil
-}
-
-// chooseLayer picks the EROFS blob of a manifest.
-func chooseLayer(doc manifestDocument) (ocispec.Descriptor, error) {
-	var erofs []ocispec.Descriptor
-	for _, l := range doc.Layers {
-		if isErofs(l.MediaType) {
-			erofs = append(erofs, l)
-		}
-	}
-	var layer ocispec.Descriptor
-	switch {
-	case len(erofs) > 1:
-		return layer, fmt.Errorf("it has %d EROFS layers", len(erofs))
-	case len(erofs) == 1:
-		layer = erofs[0]
-	case len(doc.Layers) == 1:
-		layer = doc.Layers[0]
-	case len(doc.Layers) == 0:
-		return layer, fmt.Errorf("it has no layers")
-	case doc.Config.MediaType == ocispec.MediaTypeImageConfig || strings.HasPrefix(doc.Config.MediaType, "application/vnd.docker.container.image."):
-		return layer, fmt.Errorf("it is a container image of %d layers, none of them EROFS", len(doc.Layers))
-	default:
-		return layer, fmt.Errorf("it is an artifact of %d layers, none of them EROFS", len(doc.Layers))
-	}
-	if c := compression(layer.MediaType); c != "" {
-		return layer, fmt.Errorf("its layer of media type %.100q is compressed as a whole (%s); compress inside of EROFS instead", layer.MediaType, c)
-	}
-	if layer.MediaType == ocispec.MediaTypeEmptyJSON {
-		return layer, fmt.Errorf("it has no content")
-	}
-	if len(layer.MediaType) > maxMediaType {
-		return layer, fmt.Errorf("its layer has a media type of %d bytes", len(layer.MediaType))
-	}
-	if layer.Size <= 0 {
-		return layer, fmt.Errorf("its layer has the size %d", layer.Size)
-	}
-	return layer, validDigest(layer.Digest)
-}
-
-// isErofs knows application/vnd.erofs* and, as container runtimes name them,
-// media types whose subtype ends in .erofs; compressed ones too, to refuse them.
-func isErofs(mediaType string) bool {
-	name, _, _ := strings.Cut(mediaType, "+")
-	return strings.HasPrefix(mediaType, erofsType) || strings.HasSuffix(name, ".erofs")
-}
-
-// compression names how a blob of this media type is compressed as a whole.
-func compression(mediaType string) string {
-	for _, c := range []string{"gzip", "zstd", "xz", "bzip2"} {
-		if strings.HasSuffix(mediaType, "+"+c) || strings.HasSuffix(mediaType, "."+c) || mediaType == "application/"+c {
-			return c
-		}
-	}
-	return ""
 }

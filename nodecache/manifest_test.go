@@ -3,6 +3,7 @@ package nodecache
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -14,49 +15,67 @@ func layerOf(mediaType string) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromString(mediaType), Size: 10}
 }
 
-func TestChooseLayer(t *testing.T) {
+func TestChoosePlan(t *testing.T) {
 	erofs, tar := layerOf("application/vnd.erofs.layer.v1"), layerOf(ocispec.MediaTypeImageLayer)
+	gz, zst := layerOf(ocispec.MediaTypeImageLayerGzip), layerOf("application/vnd.docker.image.rootfs.diff.tar.zstd")
+	role := func(role string) ocispec.Descriptor {
+		d := layerOf("application/vnd.erofs")
+		d.Annotations = map[string]string{"org.erofs.role": role}
+		return d
+	}
+	type layers = []ocispec.Descriptor
 	for _, c := range []struct {
-		name   string
-		config string
-		layers []ocispec.Descriptor
-		want   string // media type
-		fails  string
+		name    string
+		config  string
+		layers  layers
+		want    layers
+		convert bool
+		fails   string
 	}{
-		{"erofs", "", []ocispec.Descriptor{erofs}, erofs.MediaType, ""},
-		{"erofs with an index beside it", "", []ocispec.Descriptor{layerOf("application/json"), erofs}, erofs.MediaType, ""},
-		{"runtime's name", "", []ocispec.Descriptor{layerOf("application/vnd.oci.image.layer.v1.erofs")}, "application/vnd.oci.image.layer.v1.erofs", ""},
-		{"oras push", "", []ocispec.Descriptor{tar}, tar.MediaType, ""},
-		{"octet-stream", "", []ocispec.Descriptor{layerOf("application/octet-stream")}, "application/octet-stream", ""},
-		{"anything", "", []ocispec.Descriptor{layerOf("x/y")}, "x/y", ""},
-		{"none", "", nil, "", "no layers"},
-		{"two erofs", "", []ocispec.Descriptor{erofs, erofs}, "", "2 EROFS layers"},
-		{"erofs and compressed erofs", "", []ocispec.Descriptor{erofs, layerOf("application/vnd.erofs.layer.v1+zstd")}, "", "2 EROFS layers"},
-		{"compressed erofs", "", []ocispec.Descriptor{layerOf("application/vnd.erofs.layer.v1+zstd")}, "", `"application/vnd.erofs.layer.v1+zstd" is compressed`},
-		{"compressed erofs, runtime's name", "", []ocispec.Descriptor{layerOf("application/vnd.oci.image.layer.v1.erofs+gzip")}, "", "compressed"},
-		{"container image", ocispec.MediaTypeImageConfig, []ocispec.Descriptor{tar, tar, tar}, "", "container image of 3 layers"},
-		{"docker image", "application/vnd.docker.container.image.v1+json", []ocispec.Descriptor{tar, tar}, "", "container image of 2 layers"},
-		{"artifact", "", []ocispec.Descriptor{tar, tar}, "", "artifact of 2 layers"},
-		{"gzip", "", []ocispec.Descriptor{layerOf(ocispec.MediaTypeImageLayerGzip)}, "", "gzip"},
-		{"docker gzip", "", []ocispec.Descriptor{layerOf("application/vnd.docker.image.rootfs.diff.tar.gzip")}, "", "gzip"},
-		{"zstd", "", []ocispec.Descriptor{layerOf(ocispec.MediaTypeImageLayerZstd)}, "", "zstd"},
-		{"empty", "", []ocispec.Descriptor{layerOf(ocispec.MediaTypeEmptyJSON)}, "", "no content"},
-		{"size 0", "", []ocispec.Descriptor{{MediaType: "x/y", Digest: erofs.Digest}}, "", "size 0"},
-		{"size -1", "", []ocispec.Descriptor{{MediaType: "x/y", Digest: erofs.Digest, Size: -1}}, "", "size -1"},
-		{"bad digest", "", []ocispec.Descriptor{{MediaType: "x/y", Digest: "sha256:../../../etc", Size: 1}}, "", "SHA-256"},
-		{"sha512", "", []ocispec.Descriptor{{MediaType: "x/y", Digest: digest.SHA512.FromString(""), Size: 1}}, "", "SHA-256"},
-		{"long media type", "", []ocispec.Descriptor{layerOf(strings.Repeat("x", 300))}, "", "300 bytes"},
+		{"erofs", "", layers{erofs}, layers{erofs}, false, ""},
+		{"erofs with an index beside it", "", layers{layerOf("application/json"), erofs}, layers{erofs}, false, ""},
+		{"erofs with a chunk index", "", layers{erofs, layerOf("application/vnd.erofs.chunk-index.v1")}, layers{erofs}, false, ""},
+		{"runtime's name", "", layers{layerOf("application/vnd.oci.image.layer.v1.erofs")}, layers{layerOf("application/vnd.oci.image.layer.v1.erofs")}, false, ""},
+		{"octet-stream", "", layers{layerOf("application/octet-stream")}, layers{layerOf("application/octet-stream")}, false, ""},
+		{"anything", "", layers{layerOf("x/y")}, layers{layerOf("x/y")}, false, ""},
+		{"oras push", "", layers{tar}, layers{tar}, true, ""}, // unless its bytes are EROFS
+		{"two erofs", "", layers{erofs, role("overlay-lower")}, layers{erofs, role("overlay-lower")}, true, ""},
+		{"compressed erofs", "", layers{layerOf("application/vnd.erofs+zstd")}, layers{layerOf("application/vnd.erofs+zstd")}, true, ""},
+		{"compressed erofs and something", "", layers{layerOf("application/vnd.erofs+zstd"), layerOf("x/y")}, layers{layerOf("application/vnd.erofs+zstd")}, true, ""},
+		{"container image", ocispec.MediaTypeImageConfig, layers{tar, gz, zst}, layers{tar, gz, zst}, true, ""},
+		{"docker image", "application/vnd.docker.container.image.v1+json", layers{layerOf("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), tar}, layers{layerOf("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"), tar}, true, ""},
+		{"tar and erofs", "", layers{tar, erofs}, layers{tar, erofs}, true, ""},
+		{"gzip of something", "", layers{layerOf("application/gzip")}, layers{layerOf("application/gzip")}, true, ""},
+		{"none", "", nil, nil, false, "no layers"},
+		{"a device", "", layers{role("device"), erofs}, nil, false, `the role "device"`},
+		{"data only", "", layers{role("overlay-data"), erofs}, nil, false, `the role "overlay-data"`},
+		{"artifact", "", layers{tar, layerOf("x/y")}, nil, false, `artifact of 2 layers, one of media type "x/y"`},
+		{"image", ocispec.MediaTypeImageConfig, layers{erofs, erofs, layerOf("x/y")}, nil, false, `container image of 3 layers, one of media type "x/y"`},
+		{"xz", "", layers{layerOf("application/xz")}, nil, false, "compressed by xz"},
+		{"encrypted", "", layers{tar, layerOf(ocispec.MediaTypeImageLayer + "+encrypted")}, nil, false, "encrypted"},
+		{"many", "", make(layers, 513), nil, false, "513 layers"},
+		{"empty", "", layers{layerOf(ocispec.MediaTypeEmptyJSON)}, nil, false, "no content"},
+		{"size 0", "", layers{{MediaType: "x/y", Digest: erofs.Digest}}, nil, false, "size 0"},
+		{"size -1", "", layers{{MediaType: "x/y", Digest: erofs.Digest, Size: -1}}, nil, false, "size -1"},
+		{"bad digest", "", layers{{MediaType: "x/y", Digest: "sha256:../../../etc", Size: 1}}, nil, false, "SHA-256"},
+		{"sha512", "", layers{{MediaType: "x/y", Digest: digest.SHA512.FromString(""), Size: 1}}, nil, false, "SHA-256"},
+		{"one of two", "", layers{tar, {MediaType: tar.MediaType, Digest: tar.Digest}}, nil, false, "size 0"},
+		{"long media type", "", layers{layerOf(strings.Repeat("x", 300))}, nil, false, "300 bytes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := chooseLayer(manifestDocument{Config: ocispec.Descriptor{MediaType: c.config}, Layers: c.layers})
-			if c.fails == "" {
-				if err != nil || got.MediaType != c.want {
-					t.Fatalf("%q, %v", got.MediaType, err)
+			p, err := choosePlan(manifestDocument{Config: ocispec.Descriptor{MediaType: c.config}, Layers: c.layers})
+			if c.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), c.fails) {
+					t.Fatalf("error %v, want one with %q", err, c.fails)
 				}
 				return
 			}
-			if err == nil || !strings.Contains(err.Error(), c.fails) {
-				t.Fatalf("error %v, want one with %q", err, c.fails)
+			var got layers
+			for _, l := range p.layers {
+				got = append(got, l.desc)
+			}
+			if err != nil || p.convert != c.convert || !reflect.DeepEqual(got, c.want) {
+				t.Fatalf("convert %v, %+v, %v", p.convert, got, err)
 			}
 		})
 	}
@@ -158,8 +177,15 @@ func FuzzManifest(f *testing.F) {
 			}
 			return
 		}
-		if l, err := chooseLayer(doc); err == nil {
-			rec := record{Resolved: someDigest, Manifest: someDigest, Blob: l.Digest, Size: l.Size}
+		p, err := choosePlan(doc)
+		if err != nil {
+			return
+		}
+		if len(p.layers) == 0 {
+			t.Error("a plan without layers")
+		}
+		for _, l := range p.layers {
+			rec := record{Resolved: someDigest, Manifest: someDigest, Blob: l.desc.Digest, Size: l.desc.Size}
 			if err := rec.validate(); err != nil {
 				t.Errorf("chose %+v: %v", l, err)
 			}

@@ -23,6 +23,21 @@ type record struct {
 	Blob      digest.Digest `json:"blob"`
 	Size      int64         `json:"size"` // of the blob, in bytes
 	MediaType string        `json:"mediaType"`
+	// Converter is set if the blob was made of the manifest's layers, and by which
+	// version. What another version made is as if it were not there.
+	Converter string `json:"converter,omitempty"`
+}
+
+// conversion is the record that a conversion leaves of itself, for all references to
+// its manifest. It is no record of a reference.
+func (r record) conversion() record {
+	r.Reference, r.Resolved = "", r.Manifest
+	return r
+}
+
+// isConversion tells whether r is a record of a conversion of manifest that counts.
+func (r record) isConversion(manifest digest.Digest) bool {
+	return r.Reference == "" && r.Manifest == manifest && r.Converter == converterVersion
 }
 
 func (r record) validate() error {
@@ -68,7 +83,7 @@ func readRecord(path string) (record, error) {
 // lookup returns what the store knows about ref, if the blob is there as well.
 func (s *Store) lookup(ref reference) (record, bool) {
 	rec, err := readRecord(s.dir.ref(ref))
-	if err != nil || rec.Reference != ref.canonical() {
+	if err != nil || rec.Reference != ref.canonical() || rec.Converter != "" && rec.Converter != converterVersion {
 		return record{}, false
 	}
 	return rec, s.blobPresent(rec.Blob, rec.Size)

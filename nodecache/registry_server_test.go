@@ -105,10 +105,11 @@ func TestMain(m *testing.M) {
 
 // pushed is what was pushed under a tag.
 type pushed struct {
-	ref      string // host/name:tag
-	manifest digest.Digest
-	blob     digest.Digest
-	content  []byte
+	ref       string // host/name:tag
+	manifest  digest.Digest
+	blob      digest.Digest
+	content   []byte
+	converted bool // of layers: blob and content are what they make
 }
 
 // pusher pushes to one repository.

@@ -42,6 +42,9 @@ type Config struct {
 	// EvictBelowBytes: while less of the disk is free, [Store.Tend] evicts images
 	// that were not used for some minutes. 0: never for that.
 	EvictBelowBytes int64
+	// ConvertBytes bounds the files of an image that is converted from layers, in
+	// bytes, and twice as much its layers uncompressed. 0: 256 GiB.
+	ConvertBytes int64
 	// OnEvict, if set, is told of each eviction. It must return soon and call
 	// nothing of the store.
 	OnEvict func(Eviction)
@@ -62,6 +65,9 @@ type Store struct {
 	life context.Context
 	kill context.CancelCauseFunc
 
+	convertBytes int64
+	converters   chan struct{} // one slot a running conversion
+
 	limit      int64
 	evictBelow int64
 	onEvict    func(Eviction)
@@ -78,8 +84,10 @@ type Store struct {
 	closed  bool                      // GUARDED_BY(mu)
 	running sync.WaitGroup            // Add: GUARDED_BY(mu), while !closed
 	flights map[digest.Digest]*flight // GUARDED_BY(mu)
-	uses    map[string]*use           // by Image.ID; GUARDED_BY(mu)
-	claims  map[string]int64          // what a file may come to take, by path; GUARDED_BY(mu)
+	// conversions by manifest. GUARDED_BY(mu)
+	conversions map[digest.Digest]*converting
+	uses        map[string]*use  // by Image.ID; GUARDED_BY(mu)
+	claims      map[string]int64 // what a file may come to take, by path; GUARDED_BY(mu)
 }
 
 // Open opens a store directory, making it if needed, locks it and removes what
@@ -101,6 +109,9 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 		disk:    d,
 		retry:   defaultRetry,
 		flights: make(map[digest.Digest]*flight),
+
+		convertBytes: cfg.ConvertBytes, converters: make(chan struct{}, maxConversions),
+		conversions: make(map[digest.Digest]*converting),
 
 		limit: cfg.LimitBytes, evictBelow: cfg.EvictBelowBytes, onEvict: cfg.OnEvict,
 		tendEvery: tendEvery, tending: make(chan struct{}, 1),
@@ -290,14 +301,14 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 			return s.openStored(ref, rec)
 		}
 	}
-	if ref.isWeb() {
-		rec, err = reg.measure(ctx)
-	} else {
-		rec, err = reg.resolve(ctx)
-	}
+	p, err := reg.planOf(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if p.convert {
+		return s.acquireConverted(ctx, ref, reg, p)
+	}
+	rec = p.rec
 	release, err := s.hold(ctx, imageID(rec.Blob))
 	if err != nil {
 		return nil, err
@@ -306,6 +317,19 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 	if err := s.pull(ctx, reg, rec); err != nil {
 		return nil, err
 	}
+	if err := s.remember(ref, rec); err != nil {
+		return nil, err
+	}
+	return s.openStored(ref, rec)
+}
+
+// acquireConverted opens the image that is made of the layers of p.
+func (s *Store) acquireConverted(ctx context.Context, ref reference, reg *registryClient, p plan) (*Image, error) {
+	rec, release, err := s.convert(ctx, reg, p)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := s.remember(ref, rec); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package nodecache
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -175,4 +176,13 @@ func openDescriptors(t testing.TB) []string {
 		}
 	}
 	return fds
+}
+
+func mustJSON(t testing.TB, v any) []byte {
+	t.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }

@@ -68,7 +68,7 @@ func (b *Builder) attributes(all map[string]string) (id uint32, opaque bool, err
 	if err := b.countMetadata(len(set)); err != nil {
 		return 0, false, err
 	}
-	id = uint32(len(b.attrs.sets)) //nolint:gosec // fewer than entries
+	id = uint32(len(b.attrs.sets))
 	key := string(set)
 	b.attrs.sets = append(b.attrs.sets, key)
 	b.attrs.ids[key] = id

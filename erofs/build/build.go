@@ -40,6 +40,8 @@ import (
 	"time"
 )
 
+// The classes of failure that the input causes. What the caller's files and readers
+// return comes out as it is.
 var (
 	// ErrLayer: an entry that no file system could have, or bytes that are not in
 	// the format they should be in.
@@ -146,5 +148,5 @@ func (b *Builder) buildTime() (sec int64, nsec uint32) {
 	if b.opts.Time.IsZero() {
 		return 0, 0
 	}
-	return b.opts.Time.Unix(), uint32(b.opts.Time.Nanosecond()) //nolint:gosec // below 1e9
+	return b.opts.Time.Unix(), uint32(b.opts.Time.Nanosecond())
 }

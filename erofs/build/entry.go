@@ -218,7 +218,7 @@ func (b *Builder) inode(e *Entry) (*inode, error) {
 	if mtime.IsZero() {
 		mtime = time.Unix(0, 0)
 	}
-	in.mtimeSec, in.mtimeNsec = mtime.Unix(), uint32(mtime.Nanosecond()) //nolint:gosec // below 1e9
+	in.mtimeSec, in.mtimeNsec = mtime.Unix(), uint32(mtime.Nanosecond())
 	switch e.Mode & modeFmt {
 	case modeRegular:
 		if e.Size < 0 {

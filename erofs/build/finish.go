@@ -109,7 +109,7 @@ func (f *finisher) order() error {
 
 func (f *finisher) number(in *inode) {
 	f.inodes = append(f.inodes, in)
-	in.index = uint32(len(f.inodes)) //nolint:gosec // at most Limits.Entries
+	in.index = uint32(len(f.inodes))
 	f.attrs.each(in.attrs, func(enc []byte) { f.pool.Intern(enc) })
 	if in.mode&modeFmt == modeRegular {
 		f.stats.Files++
@@ -160,7 +160,7 @@ func (f *finisher) arrange() error {
 			dirs++
 		}
 		at := f.cursor.Next(encode.InodeSize+f.bodySize(in), f.tails[i])
-		f.nids[i] = uint64(at.Pos-f.metaBlock()*blockSize) / encode.SlotSize //nolint:gosec // not below
+		f.nids[i] = uint64(at.Pos-f.metaBlock()*blockSize) / encode.SlotSize
 	}
 	f.dirBlock = encode.Align(f.cursor.Pos, blockSize) / blockSize
 	f.end = (f.dirBlock + f.cursor.Blocks) * blockSize
@@ -233,13 +233,13 @@ func (f *finisher) super() error {
 	sb := encode.Superblock{
 		Compat:        disk.CompatPlainXattrPrefix | disk.CompatIshareXattrs,
 		Incompat:      disk.IncompatXattrPrefixes,
-		RootNID:       uint16(f.nids[0]), //nolint:gosec // in the first block of the inodes
+		RootNID:       uint16(f.nids[0]),
 		Inodes:        uint64(len(f.inodes)),
 		BuildTime:     sec,
 		BuildTimeNsec: nsec,
-		Blocks:        uint32(f.end / blockSize),  //nolint:gosec // checked by arrange
-		MetaBlock:     uint32(f.metaBlock()),      //nolint:gosec // likewise
-		XattrBlock:    uint32(f.meta / blockSize), //nolint:gosec // likewise
+		Blocks:        uint32(f.end / blockSize),
+		MetaBlock:     uint32(f.metaBlock()),
+		XattrBlock:    uint32(f.meta / blockSize),
 		PrefixCount:   1,
 		PrefixStart:   prefixTable / 4,
 		VolumeName:    "erofs-csi",
@@ -273,7 +273,7 @@ func (f *finisher) inode(i int, in *inode, dirs int) error {
 	at := f.cursor.Next(encode.InodeSize+body, f.tails[i])
 	enc := encode.Inode{
 		Layout: erofs.FlatPlain, Mode: in.mode, UID: in.uid, GID: in.gid, Nlink: in.nlink,
-		MtimeSec: in.mtimeSec, MtimeNsec: in.mtimeNsec, Size: uint64(f.tails[i]), //nolint:gosec // not negative
+		MtimeSec: in.mtimeSec, MtimeNsec: in.mtimeNsec, Size: uint64(f.tails[i]),
 		XattrSize: body, U: in.rdev, Ino: in.index,
 	}
 	if at.Inline {
@@ -281,10 +281,10 @@ func (f *finisher) inode(i int, in *inode, dirs int) error {
 	}
 	switch c := in.content; {
 	case c != nil && !c.isSmall():
-		enc.Size = uint64(c.size)        //nolint:gosec // positive
-		enc.U = uint32(c.at / blockSize) //nolint:gosec // checked by arrange
+		enc.Size = uint64(c.size)
+		enc.U = uint32(c.at / blockSize)
 	case at.Blocks > 0:
-		enc.U = uint32(f.dirBlock + at.Block) //nolint:gosec // checked by arrange
+		enc.U = uint32(f.dirBlock + at.Block)
 	}
 	f.stream.PadTo(at.Pos)
 	f.buf = enc.Append(f.buf[:0])

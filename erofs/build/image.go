@@ -95,7 +95,7 @@ func (l *imageLayer) addInode(path string, in *erofs.Inode) error {
 		if err != nil {
 			return err
 		}
-		e.Target = string(target)
+		e.Target = target
 	}
 	if err := l.Builder.add(dir, name, &e); err != nil {
 		return err

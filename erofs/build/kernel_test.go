@@ -163,4 +163,3 @@ type oddPieces struct{ r io.Reader }
 func (o oddPieces) Read(p []byte) (int, error) {
 	return o.r.Read(p[:min(len(p), 4093)])
 }
-

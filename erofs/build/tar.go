@@ -107,7 +107,7 @@ func (b *Builder) addHeader(hdr *tar.Header, data io.Reader, opts TarOptions) er
 		}
 	}
 	e := Entry{
-		Path: hdr.Name, Mode: uint32(hdr.Mode & 0o7777), Mtime: hdr.ModTime, //nolint:gosec // masked
+		Path: hdr.Name, Mode: uint32(hdr.Mode & 0o7777), Mtime: hdr.ModTime,
 	}
 	var ok [4]bool
 	e.UID, ok[0] = number(int64(hdr.Uid))
@@ -160,7 +160,7 @@ func (b *Builder) addHeader(hdr *tar.Header, data io.Reader, opts TarOptions) er
 // typeVolume is a label that GNU tar writes.
 const typeVolume = 'V'
 
-func number(n int64) (uint32, bool) { return uint32(n), n >= 0 && n < 1<<32 } //nolint:gosec // checked
+func number(n int64) (uint32, bool) { return uint32(n), n >= 0 && n < 1<<32 }
 
 // tarWhiteout does what an entry that is no file asks for.
 func (b *Builder) tarWhiteout(hdr *tar.Header) (done bool, err error) {

@@ -31,7 +31,7 @@ func (s *DirSize) Bytes() int64 { return s.blocks<<BlockBits + int64(s.used) }
 // DirPacker packs entries into blocks: the fixed parts first, then the names.
 type DirPacker struct {
 	Size  DirSize // of what was added; reset it for the next directory
-	heads []byte // DirentSize an entry, the offsets of names counted from the first name
+	heads []byte  // DirentSize an entry, the offsets of names counted from the first name
 	names []byte
 	block [BlockSize]byte
 }

@@ -36,7 +36,7 @@ func TestCursor(t *testing.T) {
 				tail = BlockSize * (1 + rnd.Int64N(3))
 			}
 		case erofs.TypeSymlink:
-			tail = rnd.Int64N(MaxTarget+1)
+			tail = rnd.Int64N(MaxTarget + 1)
 		default:
 		}
 		p := c.Next(head, tail)

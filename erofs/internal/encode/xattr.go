@@ -46,7 +46,7 @@ func SplitXattr(name string) (index byte, rest string, ok bool) {
 // AppendXattr appends an entry, padded to 4 bytes. len(rest) <= 255 and
 // len(value) <= 65535.
 func AppendXattr(dst []byte, index byte, rest, value string) []byte {
-	dst = append(dst, byte(len(rest)), index)                      
+	dst = append(dst, byte(len(rest)), index)
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(len(value)))
 	dst = append(dst, rest...)
 	dst = append(dst, value...)
