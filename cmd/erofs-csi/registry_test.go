@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/testscript"
 	"oras.land/oras-go/v2"
@@ -74,6 +77,43 @@ func stopRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	delete(running, "registry "+args[0])
 	ts.Check(s.cmd.Process.Kill())
 	_ = s.cmd.Wait() // killed
+}
+
+// pushContainer REFERENCE LAYER... pushes a container image of tar archives, each
+// compressed by gzip.
+func pushContainer(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: pushContainer REFERENCE LAYER...")
+	}
+	ctx := context.Background()
+	repo, err := remote.NewRepository(args[0])
+	ts.Check(err)
+	repo.PlainHTTP = true
+	put := func(mediaType string, p []byte) ocispec.Descriptor {
+		d := content.NewDescriptorFromBytes(mediaType, p)
+		ts.Check(repo.Push(ctx, d, bytes.NewReader(p)))
+		return d
+	}
+	config := ocispec.Image{RootFS: ocispec.RootFS{Type: "layers"}}
+	var layers []ocispec.Descriptor
+	for _, name := range args[1:] {
+		layer, err := os.ReadFile(ts.MkAbs(filepath.Clean(name)))
+		ts.Check(err)
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(layer))
+		var z bytes.Buffer
+		w := gzip.NewWriter(&z)
+		_, err = w.Write(layer)
+		ts.Check(err)
+		ts.Check(w.Close())
+		layers = append(layers, put(ocispec.MediaTypeImageLayerGzip, z.Bytes()))
+	}
+	text, err := json.Marshal(config)
+	ts.Check(err)
+	configDesc := put(ocispec.MediaTypeImageConfig, text)
+	manifest, err := oras.PackManifest(ctx, repo, oras.PackManifestVersion1_1, "",
+		oras.PackManifestOptions{ConfigDescriptor: &configDesc, Layers: layers})
+	ts.Check(err)
+	ts.Check(repo.Tag(ctx, manifest, repo.Reference.Reference))
 }
 
 // push FILE REFERENCE pushes an artifact with one EROFS layer, as `oras push`

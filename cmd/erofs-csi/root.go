@@ -53,7 +53,7 @@ cache in all images of a domain, whatever their names, owners, times and images.
 	r.command.SetHelpCommand(helpCommand())
 	addLogFlags(r.command)
 	r.command.AddCommand(
-		mountCommand(), inspectCommand(), verifyCommand(), statusCommand(), dropCommand(), cacheCommand(),
+		mountCommand(), buildCommand(), inspectCommand(), verifyCommand(), statusCommand(), dropCommand(), cacheCommand(),
 		nodeCommand(), controllerCommand(), versionCommand(),
 	)
 	refuseUnknownShell(r.command)

@@ -56,6 +56,7 @@ func runScripts(t *testing.T, dir string) {
 			"startRegistry": startRegistry,
 			"stopRegistry":  stopRegistry,
 			"push":          push,
+			"pushContainer": pushContainer,
 		},
 		Condition: kernelCan,
 	})
