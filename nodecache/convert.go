@@ -96,6 +96,8 @@ func (c *conversion) failed(ctx context.Context, err error) error {
 	return err
 }
 
+func (c *conversion) limits() build.Limits { return build.Limits{Bytes: c.store.convertBytes} }
+
 // write writes the image.
 func (c *conversion) write(ctx context.Context) error {
 	scratch, err := c.store.newGrowing(c.out.what)
@@ -103,7 +105,7 @@ func (c *conversion) write(ctx context.Context) error {
 		return err
 	}
 	defer scratch.discard()
-	b := build.New(ctx, c.out, scratch, build.Options{Limits: build.Limits{Bytes: c.store.convertBytes}})
+	b := build.New(ctx, c.out, scratch, build.Options{Limits: c.limits()})
 	for _, l := range c.plan.layers {
 		c.current = l.desc.Digest
 		b.Layer(c.current.String())
@@ -128,7 +130,7 @@ func (c *conversion) layer(ctx context.Context, b *build.Builder, l layer) (copi
 		return false, c.blame(blob, l, err)
 	}
 	defer func() { _ = plain.Close() }()
-	sum := &hashed{r: plain, hash: sha256.New(), left: c.store.convertLimit()}
+	sum := &hashed{r: plain, hash: sha256.New(), left: c.limits().Archive()}
 	ahead := build.Ahead(sum)
 	defer func() {
 		cancel()
@@ -234,16 +236,6 @@ func (c *conversion) digest(ctx context.Context) (digest.Digest, error) {
 		off += int64(n)
 	}
 	return digest.NewDigest(digest.SHA256, h), nil
-}
-
-// convertLimit is how many bytes a layer may have uncompressed: its files are bounded
-// by package build, the archive around them by this.
-func (s *Store) convertLimit() int64 {
-	const most = 512 << 30
-	if s.convertBytes == 0 {
-		return most
-	}
-	return 2 * s.convertBytes
 }
 
 // hashed hashes what is read, and ends it at a limit.

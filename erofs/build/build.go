@@ -37,6 +37,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"time"
 )
 
@@ -55,7 +56,7 @@ var (
 type Limits struct {
 	// Entries of all layers together, deleted ones included: 2 Mi.
 	Entries int
-	// Bytes of the layers, uncompressed: 256 GiB.
+	// Bytes of files in all layers together: 256 GiB.
 	Bytes int64
 	// Metadata bounds names, targets and attributes in bytes: 256 MiB.
 	Metadata int64
@@ -72,6 +73,16 @@ func (l Limits) withDefaults() Limits {
 		l.Metadata = 256 << 20
 	}
 	return l
+}
+
+// Archive is how many bytes an uncompressed archive may have: twice those of files,
+// for what is around them, and as much as a tar archive ends with.
+func (l Limits) Archive() int64 {
+	n := l.withDefaults().Bytes
+	if n > math.MaxInt64/4 {
+		return math.MaxInt64
+	}
+	return 2*n + 1<<20
 }
 
 // Options are what an image depends on besides its layers.

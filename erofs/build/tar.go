@@ -36,7 +36,8 @@ type TarOptions struct {
 //
 // Errors of r come out as they are.
 func (b *Builder) AddTar(r io.Reader, opts TarOptions) error {
-	src := &source{r: r, left: b.limit.Bytes}
+	most := b.limit.Archive()
+	src := &source{r: r, left: most, most: most}
 	buffered := bufio.NewReaderSize(src, 64<<10)
 	tr := tar.NewReader(buffered)
 	for {
@@ -80,9 +81,9 @@ func (b *Builder) tarError(src *source, entry string, err error) error {
 
 // source counts what is read and remembers an error that is not the end.
 type source struct {
-	r    io.Reader
-	left int64
-	err  error
+	r          io.Reader
+	left, most int64
+	err        error
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -91,7 +92,7 @@ func (s *source) Read(p []byte) (int, error) {
 	}
 	n, err := s.r.Read(p)
 	if s.left -= int64(n); s.left < 0 {
-		n, err = 0, beyond("an archive of too many bytes")
+		n, err = 0, beyond("an archive of more than %d bytes", s.most)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.err = err
