@@ -53,6 +53,7 @@ func packageWorkloads() []workload {
 	return []workload{
 		{"codecs", (*bench).measureCodecs},
 		{"metadata", (*bench).measureMetadata},
+		{"convert", (*bench).measureConvert},
 	}
 }
 
