@@ -100,7 +100,7 @@ func (c *conversion) limits() build.Limits { return build.Limits{Bytes: c.store.
 
 // write writes the image.
 func (c *conversion) write(ctx context.Context) error {
-	scratch, err := c.store.newGrowing(c.out.what)
+	scratch, err := c.store.newScratch(c.out.what)
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func (c *conversion) content(ctx context.Context, b *build.Builder, r io.Reader)
 	case len(c.plan.layers) == 1:
 		return true, copyInto(ctx, c.out, whole)
 	}
-	image, err := c.store.newGrowing(c.out.what)
+	image, err := c.store.newScratch(c.out.what)
 	if err != nil {
 		return false, err
 	}

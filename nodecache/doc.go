@@ -2,16 +2,16 @@
 // their mirrors and web servers, in a directory that survives crashes, and images
 // at paths of the node, used in place.
 //
-// Limits. It stores bytes and knows no image format. Whole blobs only, no lazy
+// Limits. It stores bytes and leaves the image format to package build, by which it
+// makes one image of the layers of a container image. Whole blobs only, no lazy
 // parts. One process owns a store directory. A pull that does not fit, on the
 // disk or within the limit of the store, evicts images that nobody uses, and if
 // that is not enough fails with [ErrNoSpace] before it writes. What little is
 // written besides (records, sidecars, pins) may be above the limit until the next
 // look. Digests are SHA-256. Manifests and indexes are at most 4 MiB,
 // dockerconfigjson documents at most 1 MiB, references at most 4096 bytes, and
-// files of web servers that do not say their length at most 16 GiB. Layers
-// compressed as a whole (+gzip, +zstd) and images of several layers are refused
-// by name. It never logs, and no error holds a secret.
+// files of web servers that do not say their length at most 16 GiB. Images have at
+// most 512 layers. It never logs, and no error holds a secret.
 //
 // The directory:
 //
@@ -20,7 +20,8 @@
 //	                             mtime says when it was last used
 //	blobs/sha256/<hex>.<name>    a sidecar of that blob
 //	refs/<hex>                   JSON: what a reference resolved to; <hex> is
-//	                             the SHA-256 of the reference's canonical form
+//	                             the SHA-256 of the reference's canonical form.
+//	                             And what the layers of a manifest were made into
 //	paths/<ID>.<name>            a sidecar of an image used in place
 //	pins/<hex>                   JSON: a reference or digest whose image stays;
 //	                             <hex> is its SHA-256

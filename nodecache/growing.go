@@ -19,6 +19,8 @@ type growing struct {
 	room   int64 // taken
 	size   int64 // written
 	pushed int64 // sent to the disk
+
+	nameless bool
 }
 
 func (s *Store) newGrowing(what string) (*growing, error) {
@@ -27,6 +29,21 @@ func (s *Store) newGrowing(what string) (*growing, error) {
 		return nil, s.diskError("room for "+what, err)
 	}
 	return &growing{store: s, what: what, file: f}, nil
+}
+
+// newScratch is newGrowing for a file that is never published. It has no name any
+// more, so that nothing is left of it whatever happens.
+func (s *Store) newScratch(what string) (*growing, error) {
+	g, err := s.newGrowing(what)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.disk.remove(g.file.Name()); err != nil {
+		g.discard()
+		return nil, s.diskError("room for "+what, err)
+	}
+	g.nameless = true
+	return g, nil
 }
 
 func (g *growing) ReadAt(p []byte, off int64) (int, error) { return g.file.ReadAt(p, off) }
@@ -73,4 +90,11 @@ func (g *growing) forget() {
 	_ = unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)
 }
 
-func (g *growing) discard() { g.store.discard(g.file) }
+func (g *growing) discard() {
+	if g.nameless {
+		_ = g.file.Close()
+		g.store.unclaim(g.file.Name())
+		return
+	}
+	g.store.discard(g.file)
+}

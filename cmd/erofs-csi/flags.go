@@ -56,6 +56,7 @@ func addStoreLimit(flags *pflag.FlagSet, p *string, value string) {
 func addImageSpace(flags *pflag.FlagSet, x *engine.ImageSpace, evictBelow string) {
 	flags.StringVar(&x.Limit, "image-limit", "0", "`SIZE` that images and what was computed about them may take in the cache directory, as 100Gi or 30% of the disk; 0: no limit")
 	flags.StringVar(&x.Reserve, "disk-reserve", "", "`SIZE` of the disk that pulls leave free, as 10Gi or 5%; 0: nothing (default 1%, at most 256Mi)")
+	flags.StringVar(&x.Convert, "convert-limit", "256Gi", "`SIZE` that the files of one image converted from layers may have, as 50Gi or 20% of the disk")
 	flags.StringVar(&x.EvictBelow, "evict-below", evictBelow, "evict images that nobody used for some minutes while less than this `SIZE` of the disk is free; 0: never for that")
 }
 

@@ -77,6 +77,8 @@ type ImageSpace struct {
 	// EvictBelow is how much is to be free before images may stay that nobody uses;
 	// "" or "0": they stay as long as they fit.
 	EvictBelow string
+	// Convert bounds the files of one image that is converted; "" or "0": 256 GiB.
+	Convert string
 }
 
 // Apply fills in what cfg has of it. Errors name the flag that is to blame.
@@ -88,6 +90,7 @@ func (x ImageSpace) Apply(cfg *nodecache.Config) error {
 		{"--image-limit", x.Limit, &cfg.LimitBytes},
 		{"--disk-reserve", x.Reserve, &cfg.ReserveBytes},
 		{"--evict-below", x.EvictBelow, &cfg.EvictBelowBytes},
+		{"--convert-limit", x.Convert, &cfg.ConvertBytes},
 	} {
 		n, err := parseStoreLimit(f.value, existing(cfg.Dir))
 		if err != nil {
