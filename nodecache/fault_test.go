@@ -52,6 +52,7 @@ func TestFaults(t *testing.T) {
 		{"manifest 500", onManifests(status(500)), ErrUnavailable, []string{"500"}, quick.attempts},
 		{"manifest 429", onManifests(status(429)), ErrUnavailable, []string{"429"}, quick.attempts},
 		{"manifest 429, later", onManifests(status(429, "Retry-After", "3600")), ErrUnavailable, []string{"429"}, 1},
+		{"manifest 429, never", onManifests(status(429, "Retry-After", "99999999999999999999999")), ErrUnavailable, []string{"429"}, 1},
 		{"manifest cut", onManifests(sendThenCut(10)), ErrUnavailable, []string{"broke off"}, quick.attempts},
 		{"manifest is HTML", onManifests(func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = fmt.Fprint(w, "<html>log in</html>")
@@ -226,6 +227,42 @@ func TestPassingFaults(t *testing.T) {
 	})
 	s := openStore(t, Config{})
 	wantContent(t, acquire(t, s, front.host+"/"+path, AcquireOptions{}).Blob(), p.content)
+}
+
+// TestRetryAfter: the registry says when to come back.
+func TestRetryAfter(t *testing.T) {
+	p := pushImage(t, 1, 1000)
+	front := newProxy(t, openRegistry(t))
+	_, path, _ := strings.Cut(p.ref, "/")
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		for name, c := range map[string]struct {
+			value func() string
+			least time.Duration
+		}{
+			"seconds":  {func() string { return "1" }, time.Second},
+			"a date":   {func() string { return time.Now().Add(2 * time.Second).UTC().Format(http.TimeFormat) }, time.Second / 2},
+			"negative": {func() string { return "-1" }, 0},
+			"a word":   {func() string { return "later" }, 0},
+			"the past": {func() string { return time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat) }, 0},
+		} {
+			var told atomic.Bool
+			front.set(func(w http.ResponseWriter, _ *http.Request) bool {
+				if told.Swap(true) {
+					return false
+				}
+				w.Header().Set("Retry-After", c.value())
+				w.WriteHeader(status)
+				return true
+			})
+			s := openStore(t, Config{})
+			s.retry.patience = 5 * time.Second
+			start := time.Now()
+			acquire(t, s, front.host+"/"+path, AcquireOptions{})
+			if d := time.Since(start); d < c.least || d > c.least+4*time.Second {
+				t.Errorf("%d, Retry-After with %s: came back after %v", status, name, d)
+			}
+		}
+	}
 }
 
 func TestManifestDigestMismatch(t *testing.T) {

@@ -26,7 +26,7 @@ func provider(t testing.TB, match, lasts, answer string) (cfg RegistryConfig, ru
 		script += "cat " + writeFile(t, dir+"/answer", fmt.Appendf(nil,
 			`{"kind": "CredentialProviderResponse", "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "cacheKeyType": "Registry", "cacheDuration": %q, "auth": %s}`, lasts, answer)) + "\n"
 	}
-	if err := os.Chmod(writeFile(t, dir+"/bin/helper", []byte(script)), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.Chmod(writeFile(t, dir+"/bin/helper", []byte(script)), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	cfg.ProviderBinDir = dir + "/bin"

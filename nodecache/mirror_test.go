@@ -1,9 +1,11 @@
 package nodecache
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -224,6 +226,43 @@ func TestMirrorBenched(t *testing.T) {
 	acquire(t, s, m.ref, AcquireOptions{Policy: Always})
 	if n := m.origin.count(); n != 0 {
 		t.Errorf("the origin was asked %d times after the time was over", n)
+	}
+}
+
+// TestMirrorRanges: a mirror that answers a range with another, or with none, is
+// passed over.
+func TestMirrorRanges(t *testing.T) {
+	m := newMirrored(t, 10_000)
+	ref, err := parseReference(m.byDigest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, answer := range map[string]http.HandlerFunc{
+		"another": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", "bytes 0-9999/10000")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(m.content)
+		},
+		"unsaid": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(m.content[5000:])
+		},
+		"none": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestedRangeNotSatisfiable) },
+	} {
+		m.mirror.set(onBlobs(answer))
+		reg, err := m.store(t).newRegistry(ref, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := reg.send(t.Context(), http.MethodGet, "blobs", m.blob.String(), http.Header{"Range": {"bytes=5000-"}})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		got, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil || !bytes.Equal(got, m.content[5000:]) || m.mirror.count() != 1 {
+			t.Errorf("%s: %d bytes, %v, after %d requests to the mirror", name, len(got), err, m.mirror.count())
+		}
 	}
 }
 

@@ -251,9 +251,11 @@ var knownCodes = map[string]bool{
 
 // retryAfter reads the header of that name, in seconds or as a date.
 func retryAfter(h http.Header) time.Duration {
+	const most = 1 << 20 // seconds
 	v := h.Get("Retry-After")
-	if n, err := strconv.Atoi(v); err == nil && n > 0 && n < 1<<20 {
-		return time.Duration(n) * time.Second
+	n, err := strconv.ParseUint(v, 10, 64)
+	if err == nil || errors.Is(err, strconv.ErrRange) {
+		return time.Duration(min(n, most)) * time.Second
 	}
 	if t, err := http.ParseTime(v); err == nil {
 		return max(time.Until(t), 0)

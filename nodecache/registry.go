@@ -166,6 +166,9 @@ func (r *registryClient) sendOne(ctx context.Context, e *endpoint, method, kind,
 		}
 		ranged := header.Get("Range") != ""
 		switch {
+		case !e.server && ranged && otherRange(header, resp):
+			_ = resp.Body.Close()
+			return nil, &attemptError{&transientError{err: fmt.Errorf("%w: %s: it sent other bytes than were asked for", ErrUnavailable, r.who(e))}, "another range"}
 		case resp.StatusCode == http.StatusOK,
 			ranged && resp.StatusCode == http.StatusPartialContent,
 			ranged && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable:
@@ -186,6 +189,14 @@ func (r *registryClient) sendOne(ctx context.Context, e *endpoint, method, kind,
 	}
 	resp.Body = b
 	return resp, nil
+}
+
+// otherRange tells whether an answer is a part that was not asked for, or says that
+// there is none: a mirror that can't do ranges is worth less than another host.
+func otherRange(header http.Header, resp *http.Response) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(header.Get("Range"), "bytes="), "-")
+	return resp.StatusCode == http.StatusRequestedRangeNotSatisfiable ||
+		resp.StatusCode == http.StatusPartialContent && !strings.HasPrefix(resp.Header.Get("Content-Range"), "bytes "+first+"-")
 }
 
 // sent notes that a mirror sends something.

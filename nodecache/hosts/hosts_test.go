@@ -62,11 +62,15 @@ func describe(list []Host) []string {
 			word string
 			is   bool
 		}{
-			{"server", h.Server}, {"pull", h.Pull}, {"resolve", h.Resolve},
+			{"server", h.Server},
+			{"pull", h.Pull},
+			{"resolve", h.Resolve},
 			{"skip_verify", h.Dial.skipVerify != nil && *h.Dial.skipVerify},
 			{"verify", h.Dial.skipVerify != nil && !*h.Dial.skipVerify},
-			{"ca", h.Dial.ca != nil}, {"client", h.Dial.pairs != nil},
-			{"proxy", h.Dial.Proxy != nil}, {"timeout", h.Dial.Timeout != 0},
+			{"ca", h.Dial.ca != nil},
+			{"client", h.Dial.pairs != nil},
+			{"proxy", h.Dial.Proxy != nil},
+			{"timeout", h.Dial.Timeout != 0},
 		} {
 			if w.is {
 				s += " " + w.word
