@@ -65,6 +65,7 @@ func (m *volumeManager) replaceFront(ctx context.Context, v *volume, opts nodeca
 			return nil, fmt.Errorf("volume %q cannot be rebuilt: %w", rec.VolumeID, err)
 		}
 	}
+	m.keepImage(rec) // while nobody has it open
 	v.release(ctx)
 	var u undo
 	defer u.end(ctx, &err)

@@ -25,7 +25,8 @@ const (
 // Restore finds the volumes that an earlier process left and rebuilds them.
 //
 // Their mounts died with that process' FUSE server. Before Restore returns,
-// every such volume is known and locked and its image kept from eviction; then wait rebuilds them and returns
+// every such volume is known and locked, and its image kept from eviction until it is
+// mounted again; then wait rebuilds them and returns
 // when all are done. So the socket can be served at once: a call on a volume
 // under rebuild is Aborted, which kubelet repeats, and no volume waits for
 // another's rebuild. The alternative, to serve nothing before all is rebuilt,
@@ -46,7 +47,6 @@ func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 	type job struct {
 		record record
 		unlock func()
-		unkeep func() // the image is not evicted before
 	}
 	var jobs []job
 	for _, rec := range records {
@@ -61,7 +61,8 @@ func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 			continue
 		}
 		m.put(&volume{record: rec, broken: errRestoring})
-		jobs = append(jobs, job{rec, unlock, m.store.Keep(rec.ImageID)})
+		m.keepImage(rec)
+		jobs = append(jobs, job{rec, unlock})
 	}
 	return func() {
 		var group sync.WaitGroup
@@ -71,7 +72,6 @@ func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 			group.Go(func() {
 				defer func() { <-slots }()
 				defer j.unlock()
-				defer j.unkeep()
 				ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
 				defer cancel()
 				m.restore(ctx, j.record)

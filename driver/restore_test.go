@@ -195,6 +195,9 @@ func TestRestoreOfOneVolumeFails(t *testing.T) {
 	if abnormal, message := p.oldCondition(t, "v", "pod"); !abnormal || !strings.Contains(message, "image not found") {
 		t.Errorf("condition %t, %q", abnormal, message)
 	}
+	if kept := p.store.keeps(); len(kept) != 1 {
+		t.Errorf("kept from eviction: %q, want the image of the volume that is to be rebuilt", kept)
+	}
 	if h := p.health(t, "v"); h != "INACCESSIBLE NotRebuilt" {
 		t.Errorf("health %q", h)
 	}
@@ -212,6 +215,9 @@ func TestRestoreOfOneVolumeFails(t *testing.T) {
 	p.mustPublish(t, "v", "pod2")
 	for _, place := range []string{"staging-v", "pod", "pod2"} {
 		p.checkContent(t, place, "content of a")
+	}
+	if kept := p.store.keeps(); len(kept) != 0 {
+		t.Errorf("still kept: %q", kept)
 	}
 	if h := p.health(t, "v"); h != "" {
 		t.Errorf("health after the repair: %s", h)
@@ -231,6 +237,9 @@ func TestBrokenVolumeCanBeUndone(t *testing.T) {
 	}
 	if err := p.unstage("v"); err != nil {
 		t.Error(err)
+	}
+	if kept := p.store.keeps(); len(kept) != 0 {
+		t.Errorf("still kept: %q", kept)
 	}
 	p.checkClean(t)
 }
@@ -340,6 +349,12 @@ func TestSickFrontIsReplaced(t *testing.T) {
 	p.mustStage(t, "v")
 	p.mustPublish(t, "v", "pod")
 	p.engine.all()[0].fall(errors.New("the server is gone"))
+	p.store.acquire = func(context.Context, string, nodecache.AcquireOptions) error {
+		if kept := p.store.keeps(); len(kept) != 1 {
+			t.Errorf("kept from eviction while the front is replaced: %q, want its image", kept)
+		}
+		return nil
+	}
 	if abnormal, message := p.oldCondition(t, "v", "pod"); !abnormal || !strings.Contains(message, "the server is gone") {
 		t.Errorf("condition %t, %q", abnormal, message)
 	}

@@ -42,6 +42,9 @@ type volumeManager struct {
 
 	mu      sync.Mutex
 	volumes map[string]*volume // GUARDED_BY mu; values are immutable
+	// kept are the images, by volume, of volumes that are to be rebuilt: nothing
+	// else keeps those from eviction. They are released by put and drop.
+	kept map[string]func() // GUARDED_BY mu
 }
 
 // volume is a volume of the node. It is never changed, only replaced, so that
@@ -62,6 +65,7 @@ func newVolumeManager(store imageStore, engine mountEngine, mounts mounter, save
 		places:  places{mounts: mounts, prober: newProber(probeTimeout)},
 		saved:   saved,
 		volumes: make(map[string]*volume),
+		kept:    make(map[string]func()),
 	}
 }
 
@@ -120,12 +124,33 @@ func (m *volumeManager) put(v *volume) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.volumes[v.record.VolumeID] = v
+	if v.image != nil {
+		m.unkeep(v.record.VolumeID)
+	}
 }
 
 func (m *volumeManager) drop(volumeID string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.volumes, volumeID)
+	m.unkeep(volumeID)
+}
+
+// keepImage keeps the image of a volume from eviction until it is mounted or gone.
+func (m *volumeManager) keepImage(rec record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.kept[rec.VolumeID] == nil {
+		m.kept[rec.VolumeID] = m.store.Keep(rec.ImageID)
+	}
+}
+
+// unkeep takes keepImage back. Locked: mu.
+func (m *volumeManager) unkeep(volumeID string) {
+	if release := m.kept[volumeID]; release != nil {
+		delete(m.kept, volumeID)
+		release()
+	}
 }
 
 // undo is a list of steps to take back, last first, unless the call that took

@@ -1,8 +1,6 @@
 package engine
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -15,35 +13,6 @@ import (
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
-// seed puts an image into the store in dir as if it had been pulled, and returns its
-// reference.
-func seed(t *testing.T, dir, image, name string) (ref string) {
-	t.Helper()
-	s, err := nodecache.Open(nodecache.Config{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	content, err := os.ReadFile(image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	hash := func(data []byte) string {
-		sum := sha256.Sum256(data)
-		return hex.EncodeToString(sum[:])
-	}
-	ref = "127.0.0.1:1/" + name + ":v1"
-	blob := hash(content)
-	record := fmt.Sprintf(`{"reference": %q, "resolved": "sha256:%[2]s", "manifest": "sha256:%[2]s", "blob": "sha256:%[2]s", "size": %d}`, ref, blob, len(content))
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "blobs", "sha256", blob), content, 0o600),
-		os.WriteFile(filepath.Join(dir, "refs", hash([]byte(ref))), []byte(record), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	return ref
-}
-
 // An image that no volume shows, but whose pages are kept, is evicted when the store
 // wants it: its mounts and its file are gone when the store says so. One that a
 // volume shows is not.
@@ -53,7 +22,9 @@ func TestIdleImagesAreEvicted(t *testing.T) {
 	want := images.KernelMount(t, two)
 	eachFront(t, func(t *testing.T, front string) {
 		cache, state := t.TempDir(), stateDir(t)
-		refs := []string{seed(t, cache, one, "one"), seed(t, cache, two, "two")}
+		refs := []string{"127.0.0.1:1/one:v1", "127.0.0.1:1/two:v1"}
+		images.Store(t, cache, one, refs[0])
+		images.Store(t, cache, two, refs[1])
 		ch := startChild(t, childConfig{StateDir: state, CacheDir: cache, Front: front, Mounts: []childMount{
 			{Domain: "x", Volume: "v", Image: refs[0], Keep: true},
 			{Domain: "x", Volume: "w", Image: refs[1], Keep: true},
