@@ -29,6 +29,13 @@ GOLANGCI         := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
 FUZZTIME ?= 30s
 IMAGE    ?= erofs-csi:$(VERSION)
+# Empty: this machine's. Several are separated by commas.
+PLATFORM ?=
+ROOTFS   ?= bin/image-rootfs
+CA_CERTS ?= /etc/ssl/certs/ca-certificates.crt
+
+IMAGEARGS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) \
+	$(if $(PLATFORM),--platform $(PLATFORM))
 
 .PHONY: help
 help: ## Print this list
@@ -89,8 +96,23 @@ e2e-kind: ## The same against a kind cluster
 	@echo "make $@: comes with the Kubernetes end-to-end suite (test/e2e), which is not in this tree yet; run 'make test'" >&2; exit 1
 
 .PHONY: image
-image: ## Build the container image with docker
-	@docker build --build-arg VERSION=$(VERSION) -t $(IMAGE) .
+image: ## Build the container image IMAGE with docker or buildah, for PLATFORM
+	@if docker info >/dev/null 2>&1; then \
+		docker build $(IMAGEARGS) -t $(IMAGE) .; \
+	elif command -v buildah >/dev/null; then \
+		buildah build $(IMAGEARGS) $(if $(PLATFORM),--manifest,-t) $(IMAGE) .; \
+	else \
+		echo "make $@: neither a docker that answers nor buildah is here; make image-rootfs needs none" >&2; exit 1; \
+	fi
+
+# All that is in the container image; the Dockerfile copies what this makes.
+.PHONY: image-rootfs
+image-rootfs: ## Make the container image's files in the directory ROOTFS
+	@test -s $(CA_CERTS) || { echo "make $@: $(CA_CERTS) is missing: install ca-certificates, or name another bundle by CA_CERTS=" >&2; exit 1; }
+	@rm -rf $(ROOTFS)
+	@$(MAKE) --no-print-directory build BIN=$(ROOTFS)/erofs-csi
+	@install -D -m 644 $(CA_CERTS) $(ROOTFS)/etc/ssl/certs/ca-certificates.crt
+	@install -m 644 LICENSE $(ROOTFS)/LICENSE
 
 .PHONY: clean
 clean: ## Remove bin and .cache
