@@ -54,6 +54,11 @@ run: build ## Run the demo: two images, one page cache (root; no Kubernetes need
 test: ## Run all tests but the end-to-end ones (as root: none is skipped)
 	@test/prepare test
 	@CI=$${CI:-$(ROOT_CI)} $(GO) test -p 1 -timeout $(TIMEOUT) $(TESTFLAGS) $(PACKAGES)
+	@cd test/chart && $(GO) test $(TESTFLAGS) ./...
+
+.PHONY: generate
+generate: ## Write the files that are made from the chart; commit them
+	@cd test/chart && $(GO) test -count=1 -run 'TestRenders|TestPlainManifest|TestReadme' . -update
 
 .PHONY: test-race
 test-race: ## The same under the race detector (needs a C compiler)
@@ -77,15 +82,18 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 .PHONY: lint
 lint: $(GOLANGCI) ## Lint, with the dependency arrows, and prove that the arrows hold
 	@$(GOLANGCI) run ./...
+	@cd test/chart && $(abspath $(GOLANGCI)) run -c ../../.golangci.yml ./...
 	@GOLANGCI_LINT=$(abspath $(GOLANGCI)) $(GO) test -count=1 -tags arrows ./test/arrows
 
 .PHONY: fmt
 fmt: $(GOLANGCI) ## Format the Go files
 	@$(GOLANGCI) fmt ./...
+	@cd test/chart && $(abspath $(GOLANGCI)) fmt -c ../../.golangci.yml ./...
 
 .PHONY: vet
 vet: ## go vet
 	@$(GO) vet ./...
+	@cd test/chart && $(GO) vet ./...
 
 .PHONY: e2e
 e2e: ## End-to-end tests against the cluster of KUBECONFIG

@@ -5,113 +5,145 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
-
-	"github.com/erofs-csi/erofs-csi/driver"
 )
 
-// object is what the tests look at of a Kubernetes object.
-type object struct {
-	APIVersion string `yaml:"apiVersion"`
-	Kind       string
-	Metadata   struct{ Name string }
-	Spec       struct {
-		CSI      struct{ Driver string } `yaml:"csi"`
+// workload is what the tests look at of a DaemonSet or Deployment.
+type workload struct {
+	Kind string
+	Spec struct {
 		Template struct {
 			Spec struct {
-				Containers []struct {
-					Args         []string
-					VolumeMounts []struct {
-						Name string
-						Path string `yaml:"mountPath"`
-					} `yaml:"volumeMounts"`
-				}
-				Volumes []struct{ Name string }
+				Containers []container
+				Volumes    []struct{ Name string }
 			}
-		}
-		Volumes []struct {
-			CSI struct {
-				Driver           string
-				VolumeAttributes map[string]string `yaml:"volumeAttributes"`
-			} `yaml:"csi"`
 		}
 	}
 }
 
-// manifests decodes every document of deploy/ and fails on one that is none.
-func manifests(t *testing.T) map[string]object {
+type container struct {
+	Name         string
+	Args         []string
+	Startup      probe `yaml:"startupProbe"`
+	Liveness     probe `yaml:"livenessProbe"`
+	Readiness    probe `yaml:"readinessProbe"`
+	VolumeMounts []struct {
+		Name string
+		Path string `yaml:"mountPath"`
+	} `yaml:"volumeMounts"`
+}
+
+type probe struct{ Exec struct{ Command []string } }
+
+// workloads decodes a manifest, and gives the pods of the driver by command.
+func workloads(t *testing.T, file string) map[string]workload {
 	t.Helper()
-	files, err := filepath.Glob("../../deploy/*/*.yaml")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no manifests: %v", err)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
 	}
-	objects := make(map[string]object)
-	for _, file := range files {
-		f, err := os.Open(file)
+	defer func() { _ = f.Close() }()
+	found := make(map[string]workload)
+	for d := yaml.NewDecoder(f); ; {
+		var w workload
+		err := d.Decode(&w)
+		if errors.Is(err, io.EOF) {
+			return found
+		}
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", file, err)
 		}
-		defer func() { _ = f.Close() }()
-		for d := yaml.NewDecoder(f); ; {
-			var o object
-			err := d.Decode(&o)
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			if o.APIVersion == "" || o.Kind == "" || o.Metadata.Name == "" {
-				t.Errorf("%s: an object without apiVersion, kind or name", file)
-			}
-			objects[o.Kind+"/"+o.Metadata.Name] = o
+		if containers := w.Spec.Template.Spec.Containers; len(containers) > 0 && len(containers[0].Args) > 0 {
+			found[containers[0].Args[0]] = w
 		}
 	}
-	return objects
 }
 
-// TestManifests: the DaemonSet's arguments are flags of the node command, its
-// mounts are of its volumes, and everything names the driver as it is named.
+// TestManifests: what the chart makes, with any values, runs commands that there are with
+// flags that they have, and mounts the directories that the flags name.
 func TestManifests(t *testing.T) {
-	objects := manifests(t)
-	if _, ok := objects["CSIDriver/"+driver.Name]; !ok {
-		t.Errorf("no CSIDriver %s", driver.Name)
+	files, err := filepath.Glob("../../test/chart/testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no renders: %v", err)
 	}
-	for _, name := range []string{objects["PersistentVolume/app-v1"].Spec.CSI.Driver, objects["Pod/app-inline"].Spec.Volumes[0].CSI.Driver} {
-		if name != driver.Name {
-			t.Errorf("an example names the driver %q, want %q", name, driver.Name)
+	files = slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, ".values.yaml") })
+	controllers := 0
+	for _, file := range append(files, "../../deploy/erofs-csi.yaml") {
+		found := workloads(t, file)
+		if _, ok := found["node"]; !ok {
+			t.Errorf("%s: no pod runs erofs-csi node", file)
+		}
+		for command, w := range found {
+			if command == "controller" {
+				controllers++
+			}
+			checkWorkload(t, file+": "+w.Kind, w)
 		}
 	}
-	pod := objects["DaemonSet/erofs-csi-node"].Spec.Template.Spec
-	args := pod.Containers[0].Args
-	if len(args) == 0 || args[0] != "node" {
-		t.Fatalf("the DaemonSet runs %q, want node", args)
+	if controllers == 0 {
+		t.Error("no pod runs erofs-csi controller")
 	}
-	cmd := nodeCommand()
-	addLogFlags(cmd)
-	if err := cmd.ParseFlags(args[1:]); err != nil {
-		t.Errorf("DaemonSet: %v", err)
+}
+
+func checkWorkload(t *testing.T, name string, w workload) {
+	t.Helper()
+	c := w.Spec.Template.Spec.Containers[0]
+	cmd := parsed(t, name, c.Args)
+	if cmd == nil {
+		return
+	}
+	for _, p := range []probe{c.Startup, c.Liveness, c.Readiness} {
+		if len(p.Exec.Command) == 0 {
+			continue
+		}
+		asks := parsed(t, name+": probe", p.Exec.Command[1:])
+		if asks != nil && asks.Flag("endpoint").Value.String() != cmd.Flag("endpoint").Value.String() {
+			t.Errorf("%s: probe %q of another endpoint than %s", name, p.Exec.Command, cmd.Flag("endpoint").Value)
+		}
 	}
 	volumes := make(map[string]bool)
-	for _, v := range pod.Volumes {
+	for _, v := range w.Spec.Template.Spec.Volumes {
 		volumes[v.Name] = true
 	}
 	paths := make(map[string]bool)
-	for _, m := range pod.Containers[0].VolumeMounts {
+	for _, m := range c.VolumeMounts {
 		if !volumes[m.Name] {
-			t.Errorf("DaemonSet: volumeMount %s has no volume", m.Name)
+			t.Errorf("%s: volumeMount %s has no volume", name, m.Name)
 		}
 		paths[m.Path] = true
 	}
 	for _, flag := range []string{"cache-dir", "state-dir", "registration-dir"} {
-		if dir := cmd.Flag(flag).Value.String(); !paths[dir] {
-			t.Errorf("DaemonSet: --%s=%s is not mounted", flag, dir)
+		if f := cmd.Flag(flag); f != nil && !paths[f.Value.String()] {
+			t.Errorf("%s: --%s=%s is not mounted", name, flag, f.Value)
 		}
 	}
+	if f := cmd.Flag("allow-path"); f != nil {
+		for _, dir := range f.Value.(pflag.SliceValue).GetSlice() {
+			if !paths[dir] {
+				t.Errorf("%s: --allow-path=%s is not mounted", name, dir)
+			}
+		}
+	}
+}
+
+// parsed is the command of a command line, nil after an error.
+func parsed(t *testing.T, name string, args []string) *cobra.Command {
+	t.Helper()
+	cmd, rest, err := newRoot().command.Find(args)
+	if err == nil {
+		err = cmd.ParseFlags(rest)
+	}
+	if err != nil || len(cmd.Flags().Args()) > 0 {
+		t.Errorf("%s: %q: %v, arguments %q", name, args, err, cmd.Flags().Args())
+		return nil
+	}
+	return cmd
 }
 
 // TestDocumentedFlags: docs/node-plugin.md names every flag of the node
