@@ -72,16 +72,8 @@ type podInfo struct {
 // Unknown keys are an error that names them all: a misspelt domain_id would
 // otherwise silently share nothing.
 func parseAttributes(m map[string]string) (attributes, error) {
-	var unknown []string
-	for key := range m {
-		if !slices.Contains(attributeKeys, key) && !kubernetesKey(key) {
-			unknown = append(unknown, fmt.Sprintf("%q", key))
-		}
-	}
-	if len(unknown) > 0 {
-		slices.Sort(unknown)
-		return attributes{}, refuse(errInvalid, "unknown volume attribute %s: the known ones are %s",
-			strings.Join(unknown, ", "), strings.Join(attributeKeys, ", "))
+	if err := checkKeys(m); err != nil {
+		return attributes{}, err
 	}
 	a := attributes{Image: m[keyImage], Domain: m[keyDomain]}
 	if err := checkImage(a.Image); err != nil {
@@ -116,6 +108,21 @@ func parseAttributes(m map[string]string) (attributes, error) {
 		return attributes{}, refuse(errInvalid, "volume attribute userNamespaces: %q is neither true nor false", v)
 	}
 	return a, nil
+}
+
+func checkKeys(m map[string]string) error {
+	var unknown []string
+	for key := range m {
+		if !slices.Contains(attributeKeys, key) && !kubernetesKey(key) {
+			unknown = append(unknown, fmt.Sprintf("%q", key))
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	slices.Sort(unknown)
+	return refuse(errInvalid, "unknown volume attribute %s: the known ones are %s",
+		strings.Join(unknown, ", "), strings.Join(attributeKeys, ", "))
 }
 
 // needTrust returns the attributes, as "key: value", by which the image's author has

@@ -26,7 +26,7 @@ const (
 const maxSocketPath = 107
 
 // Config configures [RunNode] and [RunController]. The controller uses
-// Endpoint and Version only.
+// Endpoint, Version, PlainHTTPRegistries, Registries and Kubeconfig only.
 type Config struct {
 	// Endpoint is the CSI socket, "unix:///absolute/path" or
 	// "/absolute/path"; the path has at most 107 bytes less the 16 of a
@@ -59,7 +59,7 @@ type Config struct {
 	// PlainHTTPRegistries are the registries ("host" or "host:port") that are
 	// spoken to without TLS. Empty: those of this machine, if they speak none.
 	PlainHTTPRegistries []string
-	// Registries are the node's own credentials, mirrors and limits.
+	// Registries are the process' own credentials, mirrors and limits.
 	Registries nodecache.RegistryConfig
 	// InlineDomains are "NAMESPACE=DOMAIN" pairs: inline volumes of pods of
 	// NAMESPACE may ask for DOMAIN.
@@ -67,6 +67,10 @@ type Config struct {
 	// TrustedInlineNamespaces are those whose inline volumes may ask for
 	// "engine: kernel" and "fingerprints: trusted".
 	TrustedInlineNamespaces []string
+
+	// Kubeconfig is the file that says how to reach the Kubernetes API; "" is
+	// that of the cluster the process runs in, if it does.
+	Kubeconfig string
 
 	// RegistrationDir is kubelet's directory of registration sockets
 	// (/var/lib/kubelet/plugins_registry); "" leaves registration to the

@@ -23,82 +23,94 @@ var volumeIDPattern = regexp.MustCompile(`^erofs-[0-9a-f]{64}$`)
 // more than an image's name, which the volume context carries, so nothing is
 // stored: ids are derived from the name and the parameters, a repeated
 // CreateVolume finds the same, and any replica answers. What this process
-// created it remembers, to refuse a name that comes again with other
-// properties; such a name that comes to another process makes another id.
+// created it remembers: a repeated CreateVolume gets the same image although
+// its tag may have moved, and a name that comes again with other properties is
+// refused; such a name that comes to another process makes another id.
 type controllerService struct {
 	csi.UnimplementedControllerServer
+
+	images imageResolver
+	claims claimReader // nil without a Kubernetes API
 
 	mu      sync.Mutex
 	created map[string]creation // GUARDED_BY mu; by name
 }
 
+// creation is a volume that was created.
 type creation struct {
-	volumeID         string
-	required, limit  int64
-	attributesDigest string
+	volumeID        string
+	digest          string // of the order
+	required, limit int64
+	capacity        int64             // bytes
+	volumeContext   map[string]string // never changed
 }
 
-func newControllerService() *controllerService {
-	return &controllerService{created: make(map[string]creation)}
+// same tells whether c is what an order asks for.
+func (c creation) same(o order, digest string) bool {
+	return c.digest == digest && c.required == o.required && c.limit == o.limit
 }
 
-func (s *controllerService) CreateVolume(_ context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
-	name := req.GetName()
-	switch {
-	case name == "":
-		return nil, refuse(errInvalid, "volume name is missing")
-	case len(name) > maxVolumeName:
-		return nil, refuse(errInvalid, "volume name has %d bytes, at most %d are allowed", len(name), maxVolumeName)
-	case req.GetVolumeContentSource() != nil:
-		return nil, refuse(errInvalid, "volume content sources are not supported: a volume's content is its image")
-	case len(req.GetMutableParameters()) > 0:
-		return nil, refuse(errInvalid, "mutable parameters are not supported")
-	}
-	if err := checkCapabilities(req.GetVolumeCapabilities()); err != nil {
-		return nil, err
-	}
-	attrs, err := parseAttributes(req.GetParameters())
+func newControllerService(images imageResolver, reader claimReader) *controllerService {
+	return &controllerService{images: images, claims: reader, created: make(map[string]creation)}
+}
+
+// CreateVolume fixes what image a volume has: the class's or the claim's, or that of
+// the volume it is a clone of, with the digest that its tag has now.
+func (s *controllerService) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	o, err := s.order(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	capacity := req.GetCapacityRange()
-	if capacity.GetRequiredBytes() < 0 || capacity.GetLimitBytes() < 0 ||
-		(capacity.GetLimitBytes() > 0 && capacity.GetLimitBytes() < capacity.GetRequiredBytes()) {
-		return nil, refuse(errInvalid, "capacity range is not a range: required %d bytes, limit %d bytes",
-			capacity.GetRequiredBytes(), capacity.GetLimitBytes())
-	}
-	volumeContext := maps.Clone(req.GetParameters())
-	maps.DeleteFunc(volumeContext, func(key, _ string) bool { return kubernetesKey(key) })
-	digest, err := digestOf(attrs)
+	digest, err := o.digest()
 	if err != nil {
 		return nil, err
 	}
-	id, err := digestOf([]string{name, digest})
-	if err != nil {
-		return nil, err
-	}
-	made := creation{
-		volumeID: "erofs-" + id,
-		required: capacity.GetRequiredBytes(), limit: capacity.GetLimitBytes(),
-		attributesDigest: digest,
-	}
-	s.mu.Lock()
-	before, again := s.created[name]
+	made, again := s.named(req.GetName())
 	if !again {
-		s.created[name] = made
+		if made, err = s.create(ctx, req, o); err != nil {
+			return nil, err
+		}
+		made = s.remember(req.GetName(), made)
 	}
-	s.mu.Unlock()
-	if again && before != made {
-		return nil, refuse(errExists, "volume %q exists with another capacity or other parameters", name)
+	if !made.same(o, digest) {
+		return nil, refuse(errExists, "volume %q exists with another capacity or other parameters", req.GetName())
 	}
 	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
-		VolumeId: made.volumeID,
-		// An image has the size it has, and the claim's request, which
-		// Kubernetes insists on, says nothing about it: it is granted as asked
-		// for.
-		CapacityBytes: made.required,
-		VolumeContext: volumeContext,
+		VolumeId:      made.volumeID,
+		CapacityBytes: made.capacity,
+		VolumeContext: maps.Clone(made.volumeContext),
+		ContentSource: req.GetVolumeContentSource(),
 	}}, nil
+}
+
+func (s *controllerService) named(name string) (creation, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	made, ok := s.created[name]
+	return made, ok
+}
+
+// remember returns what was created by the name first.
+func (s *controllerService) remember(name string, made creation) creation {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if before, ok := s.created[name]; ok {
+		return before
+	}
+	s.created[name] = made
+	return made
+}
+
+// find looks for a volume that this process created.
+func (s *controllerService) find(volumeID string) (creation, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.created {
+		if c.volumeID == volumeID {
+			return c, true
+		}
+	}
+	return creation{}, false
 }
 
 // digestOf returns the SHA-256 of the JSON of v, in which fields are ordered
@@ -139,8 +151,9 @@ func (s *controllerService) ValidateVolumeCapabilities(_ context.Context, req *c
 	if err == nil && hasAttributes(req.GetVolumeContext()) {
 		_, err = parseAttributes(req.GetVolumeContext())
 	}
-	if err == nil && hasAttributes(req.GetParameters()) {
-		_, err = parseAttributes(req.GetParameters())
+	if err == nil {
+		// Without an image they may be: a claim can have named it.
+		err = checkKeys(req.GetParameters())
 	}
 	if err != nil {
 		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil //nolint:nilerr // the answer is no, and says why
@@ -155,11 +168,16 @@ func (s *controllerService) ValidateVolumeCapabilities(_ context.Context, req *c
 }
 
 func (s *controllerService) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
-	return &csi.ControllerGetCapabilitiesResponse{Capabilities: []*csi.ControllerServiceCapability{{
-		Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{
-			Type: csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
-		}},
-	}}}, nil
+	res := &csi.ControllerGetCapabilitiesResponse{}
+	for _, c := range []csi.ControllerServiceCapability_RPC_Type{
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
+	} {
+		res.Capabilities = append(res.Capabilities, &csi.ControllerServiceCapability{
+			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: c}},
+		})
+	}
+	return res, nil
 }
 
 // checkCapabilities checks the capabilities of a persistent volume.

@@ -16,7 +16,7 @@ func createRequest(edit func(*csi.CreateVolumeRequest)) *csi.CreateVolumeRequest
 		VolumeCapabilities: []*csi.VolumeCapability{reader()},
 		CapacityRange:      &csi.CapacityRange{RequiredBytes: 1 << 30},
 		Parameters: map[string]string{
-			"image": "r/a:1", "domain_id": "d",
+			"image": "r.example/a:1", "domain_id": "d",
 			"csi.storage.k8s.io/pvc/name": "claim", "csi.storage.k8s.io/pvc/namespace": "team",
 		},
 	}
@@ -28,14 +28,14 @@ func createRequest(edit func(*csi.CreateVolumeRequest)) *csi.CreateVolumeRequest
 
 func TestCreateVolume(t *testing.T) {
 	ctx := context.Background()
-	s := newControllerService()
+	s := newControllerService(fakeResolver{}, nil)
 	first, err := s.CreateVolume(ctx, createRequest(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
 	v := first.GetVolume()
 	if !volumeIDPattern.MatchString(v.GetVolumeId()) || v.GetCapacityBytes() != 1<<30 ||
-		!maps.Equal(v.GetVolumeContext(), map[string]string{"image": "r/a:1", "domain_id": "d"}) {
+		!maps.Equal(v.GetVolumeContext(), map[string]string{"image": "r.example/a:1@" + fakeDigest, "domain_id": "d"}) {
 		t.Errorf("volume %v", v)
 	}
 	// The context is what the node takes.
@@ -43,14 +43,14 @@ func TestCreateVolume(t *testing.T) {
 		t.Error(err)
 	}
 	// Again, here and in another process: the same volume.
-	for name, service := range map[string]*controllerService{"again": s, "another process": newControllerService()} {
+	for name, service := range map[string]*controllerService{"again": s, "another process": newControllerService(fakeResolver{}, nil)} {
 		res, err := service.CreateVolume(ctx, createRequest(nil))
 		if err != nil || res.GetVolume().GetVolumeId() != v.GetVolumeId() {
 			t.Errorf("%s: %v, %v; want id %s", name, res, err, v.GetVolumeId())
 		}
 	}
 	for name, edit := range map[string]func(*csi.CreateVolumeRequest){
-		"other image":    func(r *csi.CreateVolumeRequest) { r.Parameters["image"] = "r/b:1" },
+		"other image":    func(r *csi.CreateVolumeRequest) { r.Parameters["image"] = "r.example/b:1" },
 		"other domain":   func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "domain_id") },
 		"other capacity": func(r *csi.CreateVolumeRequest) { r.CapacityRange.RequiredBytes++ },
 		"other limit":    func(r *csi.CreateVolumeRequest) { r.CapacityRange.LimitBytes = 1 << 40 },
@@ -69,7 +69,7 @@ func TestCreateVolume(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.CreateVolume(ctx, createRequest(func(r *csi.CreateVolumeRequest) { r.Parameters["image"] = "r/b:1" })); err != nil {
+	if _, err := s.CreateVolume(ctx, createRequest(func(r *csi.CreateVolumeRequest) { r.Parameters["image"] = "r.example/b:1" })); err != nil {
 		t.Errorf("the name of a deleted volume: %v", err)
 	}
 	if _, err := s.DeleteVolume(ctx, &csi.DeleteVolumeRequest{}); !errors.Is(err, errInvalid) {
@@ -83,20 +83,25 @@ func TestCreateVolumeRefusals(t *testing.T) {
 		"1024":               func(r *csi.CreateVolumeRequest) { r.Name = strings.Repeat("n", 1025) },
 		"capabilities":       func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities = nil },
 		"SINGLE_NODE_WRITER": func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0].AccessMode.Mode = 1 },
-		"image is missing":   func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "image") },
+		"no image":           func(r *csi.CreateVolumeRequest) { delete(r.Parameters, "image") },
 		`"Image"`:            func(r *csi.CreateVolumeRequest) { r.Parameters["Image"] = "x" },
 		"not one of":         func(r *csi.CreateVolumeRequest) { r.Parameters["fingerprints"] = "believed" },
-		"content sources":    func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = &csi.VolumeContentSource{} },
-		"mutable":            func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"a": "b"} },
-		"required -1 bytes":  func(r *csi.CreateVolumeRequest) { r.CapacityRange.RequiredBytes = -1 },
-		"limit 1 bytes":      func(r *csi.CreateVolumeRequest) { r.CapacityRange.LimitBytes = 1 },
+		"neither a volume":   func(r *csi.CreateVolumeRequest) { r.VolumeContentSource = &csi.VolumeContentSource{} },
+		"snapshots are not": func(r *csi.CreateVolumeRequest) {
+			r.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+				Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: "s"},
+			}}
+		},
+		"mutable":           func(r *csi.CreateVolumeRequest) { r.MutableParameters = map[string]string{"a": "b"} },
+		"required -1 bytes": func(r *csi.CreateVolumeRequest) { r.CapacityRange.RequiredBytes = -1 },
+		"limit 1 bytes":     func(r *csi.CreateVolumeRequest) { r.CapacityRange.LimitBytes = 1 },
 		"volumeMode: Filesystem": func(r *csi.CreateVolumeRequest) {
 			r.VolumeCapabilities[0].AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
 		},
 		`mount option "rw"`:       func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0] = reader("rw") },
 		`file system type "ext4"`: func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0].GetMount().FsType = "ext4" },
 	} {
-		s := newControllerService()
+		s := newControllerService(fakeResolver{}, nil)
 		_, err := s.CreateVolume(context.Background(), createRequest(edit))
 		if !errors.Is(err, errInvalid) || !strings.Contains(err.Error(), word) {
 			t.Errorf("%v, want errInvalid that says %q", err, word)
@@ -109,11 +114,11 @@ func TestCreateVolumeRefusals(t *testing.T) {
 
 func TestValidateVolumeCapabilities(t *testing.T) {
 	ctx := context.Background()
-	s := newControllerService()
+	s := newControllerService(fakeResolver{}, nil)
 	id := "erofs-" + strings.Repeat("0a", 32)
 	good := func() *csi.ValidateVolumeCapabilitiesRequest {
 		return &csi.ValidateVolumeCapabilitiesRequest{
-			VolumeId: id, VolumeCapabilities: []*csi.VolumeCapability{reader()}, VolumeContext: map[string]string{"image": "r/a"},
+			VolumeId: id, VolumeCapabilities: []*csi.VolumeCapability{reader()}, VolumeContext: map[string]string{"image": "r.example/a"},
 		}
 	}
 	res, err := s.ValidateVolumeCapabilities(ctx, good())

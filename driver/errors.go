@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/erofs-csi/erofs-csi/driver/claims"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
@@ -22,6 +23,7 @@ var (
 	errExists         = errors.New("already exists with other properties")
 	errPrecondition   = errors.New("precondition not met")
 	errVolumeNotFound = errors.New("volume not found")
+	errRange          = errors.New("out of range")
 	errNotResponding  = errors.New("mount does not respond")
 	errPanic          = errors.New("internal error")
 )
@@ -44,6 +46,7 @@ var codeTable = []struct {
 	{errExists, codes.AlreadyExists},
 	{errPrecondition, codes.FailedPrecondition},
 	{errVolumeNotFound, codes.NotFound},
+	{errRange, codes.OutOfRange},
 	{errNotResponding, codes.Unavailable},
 	{errPanic, codes.Internal},
 
@@ -63,6 +66,10 @@ var codeTable = []struct {
 	{nodecache.ErrUnsupportedImage, codes.FailedPrecondition},
 	{nodecache.ErrConfiguration, codes.FailedPrecondition},
 	{nodecache.ErrLocked, codes.FailedPrecondition},
+
+	{claims.ErrNotFound, codes.NotFound},
+	{claims.ErrForbidden, codes.FailedPrecondition},
+	{claims.ErrUnavailable, codes.Unavailable},
 
 	// A newer kernel, or another front by --front, would do.
 	{engine.ErrNotIDMapped, codes.FailedPrecondition},

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/erofs-csi/erofs-csi/driver/claims"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
@@ -27,6 +28,7 @@ func TestCodes(t *testing.T) {
 		{errExists, codes.AlreadyExists},
 		{errPrecondition, codes.FailedPrecondition},
 		{errVolumeNotFound, codes.NotFound},
+		{errRange, codes.OutOfRange},
 		{errNotResponding, codes.Unavailable},
 		{errPanic, codes.Internal},
 		{nodecache.ErrNotFound, codes.NotFound},
@@ -41,6 +43,9 @@ func TestCodes(t *testing.T) {
 		{nodecache.ErrLocked, codes.FailedPrecondition},
 		{nodecache.ErrInterrupted, codes.Unavailable},
 		{nodecache.ErrChanged, codes.DataLoss},
+		{claims.ErrNotFound, codes.NotFound},
+		{claims.ErrForbidden, codes.FailedPrecondition},
+		{claims.ErrUnavailable, codes.Unavailable},
 		{engine.ErrForged, codes.DataLoss},
 		{engine.ErrKernel, codes.FailedPrecondition},
 		{erofs.ErrFormat, codes.InvalidArgument},

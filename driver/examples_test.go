@@ -62,7 +62,7 @@ func TestExamples(t *testing.T) {
 			checkExample(t, file+": "+e.Kind+" "+e.Metadata.Name, e, ways)
 		}
 	}
-	want := []string{"PersistentVolume", "StorageClass", "inline", "path"}
+	want := []string{"PersistentVolume", "StorageClass", "annotation", "class without an image", "inline", "path"}
 	if got := slices.Sorted(maps.Keys(ways)); !slices.Equal(got, want) {
 		t.Errorf("the examples show %q, want %q", got, want)
 	}
@@ -113,7 +113,7 @@ func checkExample(t *testing.T, name string, e example, ways map[string]bool) {
 		}
 	case "PersistentVolumeClaim":
 		for key, image := range e.Metadata.Annotations {
-			if key != "erofs.csi.dev/image" {
+			if key != annotationImage {
 				t.Errorf("%s: annotation %q", name, key)
 				continue
 			}

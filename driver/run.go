@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 
+	"github.com/erofs-csi/erofs-csi/driver/claims"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -140,14 +141,33 @@ func (n *nodeServer) register(server *grpc.Server) {
 }
 
 // RunController serves the Identity and Controller services until ctx ends;
-// the logger is ctx's. It returns nil after an orderly end.
+// the logger is ctx's. It returns nil after an orderly end. It asks registries
+// what images are, and, in a cluster, the Kubernetes API for claims.
 func RunController(ctx context.Context, cfg Config) error {
 	socket, err := socketPath(cfg.Endpoint)
 	if err != nil {
 		return err
 	}
+	logger := klog.FromContext(ctx)
+	images, err := nodecache.NewResolver(nodecache.Config{PlainHTTP: cfg.plainHTTP(), Registries: cfg.Registries})
+	if err != nil {
+		return err
+	}
+	for _, problem := range images.Problems() {
+		logger.Info("A part of the configuration of registries can't be used", "reason", problem.Error())
+	}
+	service := newControllerService(images, nil)
+	reader, err := claims.New(cfg.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	if reader != nil {
+		service.claims = reader
+	} else {
+		logger.V(2).Info("There is no Kubernetes API: StorageClasses have to name their images")
+	}
 	return serve(ctx, socket, func(server *grpc.Server) {
 		csi.RegisterIdentityServer(server, &identityService{version: cfg.Version, capabilities: pluginServices})
-		csi.RegisterControllerServer(server, newControllerService())
+		csi.RegisterControllerServer(server, service)
 	})
 }

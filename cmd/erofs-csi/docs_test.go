@@ -146,16 +146,23 @@ func parsed(t *testing.T, name string, args []string) *cobra.Command {
 	return cmd
 }
 
-// TestDocumentedFlags: docs/node-plugin.md names every flag of the node
-// command.
+// TestDocumentedFlags: docs/node-plugin.md names every flag of the node and the
+// controller command, below its heading.
 func TestDocumentedFlags(t *testing.T) {
 	page, err := os.ReadFile("../../docs/node-plugin.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	nodeCommand().Flags().VisitAll(func(f *pflag.Flag) {
-		if !strings.Contains(string(page), "`--"+f.Name) {
-			t.Errorf("docs/node-plugin.md does not tell of --%s", f.Name)
+	for _, cmd := range []*cobra.Command{nodeCommand(), controllerCommand()} {
+		_, section, ok := strings.Cut(string(page), "\n## `erofs-csi "+cmd.Name()+"`\n")
+		if !ok {
+			t.Fatalf("docs/node-plugin.md has no section about erofs-csi %s", cmd.Name())
 		}
-	})
+		section, _, _ = strings.Cut(section, "\n## ")
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !strings.Contains(section, "`--"+f.Name) {
+				t.Errorf("docs/node-plugin.md does not tell of --%s of erofs-csi %s", f.Name, cmd.Name())
+			}
+		})
+	}
 }

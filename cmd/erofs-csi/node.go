@@ -56,15 +56,24 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 func controllerCommand() *cobra.Command {
 	cfg := driver.Config{Version: releaseName()}
 	cmd := &cobra.Command{
-		Use:     "controller --endpoint unix://SOCK",
-		Short:   "Run the CSI controller",
-		Long:    `Serves the CSI Identity and Controller services on a unix socket until SIGTERM or SIGINT.`,
+		Use:   "controller --endpoint unix://SOCK",
+		Short: "Run the CSI controller",
+		Long: `Serves the CSI Identity and Controller services on a unix socket until SIGTERM or
+SIGINT. Asks registries what images are, so that a volume keeps the one that its
+tag meant when it was created, and the Kubernetes API for the annotations of
+claims: in a pod as its service account.`,
 		Example: `  erofs-csi controller --endpoint unix:///csi/csi.sock -v=2`,
 		Args:    exactly(0, "no arguments"),
 	}
 	addEndpoint(cmd, &cfg.Endpoint)
+	addPlainHTTP(cmd.Flags(), &cfg.PlainHTTPRegistries)
+	addRegistries(cmd.Flags(), &cfg.Registries)
+	cmd.Flags().StringVar(&cfg.Kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the Kubernetes API (default: in a pod its service account, elsewhere none)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkEndpoint(cfg.Endpoint); err != nil {
+			return err
+		}
+		if err := checkRegistries(&cfg.Registries); err != nil {
 			return err
 		}
 		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT)
