@@ -118,10 +118,17 @@ func checkWorkload(t *testing.T, name string, w workload) {
 		}
 		paths[m.Path] = true
 	}
-	for _, flag := range []string{"cache-dir", "state-dir", "registration-dir"} {
-		if f := cmd.Flag(flag); f != nil && !paths[f.Value.String()] {
+	for _, flag := range []string{
+		"cache-dir", "state-dir", "registration-dir", "registry-hosts-dir",
+		"image-credential-provider-config", "image-credential-provider-bin-dir",
+	} {
+		if f := cmd.Flag(flag); f != nil && f.Value.String() != "" && !paths[f.Value.String()] {
 			t.Errorf("%s: --%s=%s is not mounted", name, flag, f.Value)
 		}
+	}
+	// A single file of a mounted directory, which follows changes.
+	if file := cmd.Flag("registry-config").Value.String(); file != "" && !paths[filepath.Dir(file)] {
+		t.Errorf("%s: the directory of --registry-config=%s is not mounted", name, file)
 	}
 	if f := cmd.Flag("allow-path"); f != nil {
 		for _, dir := range f.Value.(pflag.SliceValue).GetSlice() {

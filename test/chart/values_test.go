@@ -16,7 +16,7 @@ func TestUnknownValues(t *testing.T) {
 	defaults := readValues(t, chartDir+"/values.yaml")
 	// Maps whose keys are the user's.
 	open := []string{
-		"node.inlineDomains", "node.nodeSelector", "node.affinity", "node.podAnnotations", "node.podLabels",
+		"registries.hosts", "node.inlineDomains", "node.nodeSelector", "node.affinity", "node.podAnnotations", "node.podLabels",
 		"controller.nodeSelector", "controller.affinity", "controller.podAnnotations", "controller.podLabels",
 		"node.serviceAccount.annotations", "controller.serviceAccount.annotations",
 		"node.resources.requests", "controller.resources.requests", "controller.resources.limits",
@@ -65,6 +65,9 @@ func TestBadValues(t *testing.T) {
 		"a class whose value is no string": `storageClasses: [{name: a, parameters: {userNamespaces: true}}]`,
 		"a class with a misspelt field":    `storageClasses: [{name: a, reclaimpolicy: Retain}]`,
 		"a registry with a path":           `registries: {plainHTTP: ["r.example/x"]}`,
+		"plugins without a directory":      `node: {credentialProviders: {config: /etc/p.yaml}}`,
+		"a limit that is no size":          `node: {imageLimit: much}`,
+		"mirrors of no registry":           `registries: {hosts: {"a/b": x}}`,
 		"a timeout without a unit":         `controller: {provisioner: {timeout: 60}}`,
 		"a namespace that is none":         `controller: {secretNamespaces: ["a b"]}`,
 		"a log level that is a word":       `logLevel: debug`,

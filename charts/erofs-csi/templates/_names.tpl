@@ -39,11 +39,69 @@ app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Flags of both commands that reach registries. */ -}}
+{{- /* How both commands reach registries: call with (list . "node's hosts directory"). */ -}}
 {{- define "erofs-csi.registryArgs" -}}
+{{- $registries := (index . 0).Values.registries }}
 {{- $args := list }}
-{{- range .Values.registries.plainHTTP }}
+{{- range $registries.plainHTTP }}
 {{- $args = append $args (printf "--plain-http=%s" .) }}
 {{- end }}
+{{- if $registries.credentialsSecret }}
+{{- $args = append $args "--registry-config=/etc/erofs-csi/credentials/.dockerconfigjson" }}
+{{- end }}
+{{- if index . 1 }}
+{{- $args = append $args (printf "--registry-hosts-dir=%s" (index . 1)) }}
+{{- else if $registries.hosts }}
+{{- $args = append $args "--registry-hosts-dir=/etc/erofs-csi/hosts" }}
+{{- end }}
 {{- with $args }}{{ toYaml . }}{{ end }}
+{{- end -}}
+
+{{- define "erofs-csi.registryMounts" -}}
+{{- $registries := (index . 0).Values.registries }}
+{{- if $registries.credentialsSecret }}
+- name: credentials
+  mountPath: /etc/erofs-csi/credentials
+  readOnly: true
+{{- end }}
+{{- if index . 1 }}
+- name: hosts
+  mountPath: {{ index . 1 }}
+  readOnly: true
+{{- else if $registries.hosts }}
+- name: hosts
+  mountPath: /etc/erofs-csi/hosts
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "erofs-csi.registryVolumes" -}}
+{{- $root := index . 0 }}
+{{- with $root.Values.registries.credentialsSecret }}
+# A plugin that could not start would be worse than one without credentials.
+- name: credentials
+  secret:
+    secretName: {{ . }}
+    optional: true
+{{- end }}
+{{- if index . 1 }}
+- name: hosts
+  hostPath:
+    path: {{ index . 1 }}
+    type: Directory
+{{- else if $root.Values.registries.hosts }}
+- name: hosts
+  configMap:
+    name: {{ include "erofs-csi.fullname" $root }}-registry-hosts
+    items:
+      {{- range $host, $text := $root.Values.registries.hosts }}
+      - key: {{ include "erofs-csi.hostsKey" $host }}
+        path: {{ include "erofs-csi.hostsKey" $host }}/hosts.toml
+      {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- /* containerd's name of a registry's directory: a port is between underscores. */ -}}
+{{- define "erofs-csi.hostsKey" -}}
+{{- if contains ":" . }}{{ . | replace ":" "_" }}_{{ else }}{{ . }}{{ end }}
 {{- end -}}
