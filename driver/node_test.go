@@ -108,8 +108,12 @@ func TestInlineVolumeNeedsItsOwnSecret(t *testing.T) {
 	p := newPlugin(t)
 	p.mustStage(t, "v") // the blob is on the node
 	p.store.authorize = func(string, []byte) error { return nodecache.ErrUnauthorized }
-	_, err := p.NodePublishVolume(context.Background(), p.inlineRequest("csi-1", "pod"))
-	wantCode(t, err, codes.Unauthenticated, "registry.example/a:1", "nodePublishSecretRef")
+	for _, policy := range []nodecache.PullPolicy{nodecache.IfNotPresent, nodecache.Never, nodecache.Always} {
+		req := p.inlineRequest("csi-1", "pod")
+		req.VolumeContext["pullPolicy"] = string(policy)
+		_, err := p.NodePublishVolume(context.Background(), req)
+		wantCode(t, err, codes.Unauthenticated, "registry.example/a:1", "nodePublishSecretRef")
+	}
 	if err := p.unstage("v"); err != nil {
 		t.Fatal(err)
 	}

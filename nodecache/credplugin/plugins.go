@@ -42,6 +42,7 @@ type provider struct {
 
 	mu    sync.Mutex
 	cache map[string]kept // GUARDED_BY(mu)
+	hung  time.Time       // of the last run that did not end in time. GUARDED_BY(mu)
 }
 
 // kept is an answer and the time until which it may be used.
@@ -49,6 +50,10 @@ type kept struct {
 	auth  map[string]Auth
 	until time.Time
 }
+
+// hangs is how long a plugin that did not end in time is not run again: a volume is
+// looked up more than once, and kubelet waits for it no longer than two runs take.
+const hangs = 30 * time.Second
 
 var errNeedsToken = errors.New("it requires service account tokens, which are kubelet's alone to give")
 
@@ -111,6 +116,9 @@ func (p *provider) provide(ctx context.Context, image string) (map[string]Auth, 
 	if auth, ok := p.recall(image); ok {
 		return auth, nil
 	}
+	if p.hasHung() {
+		return nil, fmt.Errorf("it took longer than %s a moment ago", p.limit)
+	}
 	// One run for all who want the same image. It goes on when the first of
 	// them has gone: its end is bounded, and the next one uses the answer.
 	result := p.running.DoChan(image, func() (any, error) {
@@ -132,6 +140,12 @@ func (p *provider) provide(ctx context.Context, image string) (map[string]Auth, 
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+func (p *provider) hasHung() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Since(p.hung) < hangs
 }
 
 // recall finds an answer about the image, its registry or all images.

@@ -59,6 +59,9 @@ func (p *provider) run(ctx context.Context, image string) (*response, error) {
 		var exit *exec.ExitError
 		switch {
 		case ctx.Err() != nil:
+			p.mu.Lock()
+			p.hung = time.Now()
+			p.mu.Unlock()
 			return nil, fmt.Errorf("it took longer than %s", p.limit)
 		case out.full:
 			return nil, fmt.Errorf("%w: more than %d bytes", errAnswerTooLong, maxAnswer)
