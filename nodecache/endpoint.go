@@ -24,6 +24,8 @@ type endpoint struct {
 	whole  string // the address of the one file that is there, for https:// references
 	server bool   // the registry, or what stands for it; else a mirror
 	itself bool   // the registry, not another in its place
+	// exposed: somebody on the way may read or answer what is sent.
+	exposed bool
 	// pull: what has a digest may be asked for; resolve: what a tag means.
 	pull, resolve bool
 	header        http.Header // with every request; may hold secrets
@@ -64,14 +66,14 @@ func (e *endpoint) address(ref reference, kind, name string) string {
 
 // places are where in a set of credentials those for this endpoint are: under
 // its own name, and a mirror's also under the registry's, since it may ask for
-// what the registry would. In the clear they go to this machine only.
+// what the registry would, unless others on the way could read them.
 func (e *endpoint) places(ref reference) []place {
 	own := place{e.host, ref.repository}
 	named := place{ref.registry, ref.repository}
 	switch {
 	case e.itself:
 		return []place{named}
-	case e.plain.Load() && !isLoopback(e.host):
+	case e.exposed:
 		return []place{own}
 	}
 	return []place{own, named}

@@ -445,6 +445,10 @@ func TestMirrorCredentials(t *testing.T) {
 [host."https://mirror.example"]
 [host."http://clear.example"]
 [host."http://127.0.0.1:4001"]
+[host."https://unverified.example"]
+skip_verify = true
+[host."http://fallback.example"]
+skip_verify = false
 [host."https://registry.example"]
 `))
 	list, err := g.endpoints(ref)
@@ -460,7 +464,7 @@ func TestMirrorCredentials(t *testing.T) {
 		got = append(got, s)
 	}
 	want := "mirror.example: mirror.example registry.example, clear.example: clear.example, " +
-		"127.0.0.1:4001: 127.0.0.1:4001 registry.example, registry.example: registry.example, registry.example: registry.example"
+		"127.0.0.1:4001: 127.0.0.1:4001 registry.example, unverified.example: unverified.example, fallback.example: fallback.example, registry.example: registry.example, registry.example: registry.example"
 	if strings.Join(got, ", ") != want {
 		t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), want)
 	}

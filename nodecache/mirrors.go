@@ -118,6 +118,7 @@ func (g *registries) endpoint(ref reference, h hosts.Host) (*endpoint, error) {
 		_, port, _ := net.SplitHostPort(e.host)
 		e.mayFallBack = h.URL.Scheme == "http" && h.Dial.TLSIsConfigured() && port != "80"
 		e.plain.Store(h.URL.Scheme == "http" && !e.mayFallBack)
+		e.exposed = (h.URL.Scheme == "http" || h.Dial.SkipsVerification()) && !isLoopback(e.host)
 	}
 	e.server, e.pull, e.resolve, e.header = h.Server, h.Pull, h.Resolve, h.Header
 	var err error

@@ -57,6 +57,9 @@ func (d Dial) TLSIsConfigured() bool {
 	return d.ca != nil || d.pairs != nil || d.skipVerify != nil
 }
 
+// SkipsVerification tells whether any certificate will do.
+func (d Dial) SkipsVerification() bool { return d.skipVerify != nil && *d.skipVerify }
+
 // TLS changes a configuration that has none of these settings yet. roots, if
 // not nil, are trusted as well as those of the configuration.
 func (d Dial) TLS(cfg *tls.Config) error {
