@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -57,15 +58,17 @@ reference by digest of the artifact that it was pushed as.`,
 				return err
 			}
 		}
-		err = replaceFile(out, func(f, scratch *os.File) error {
-			return buildFrom(cmd.Context(), source, f, scratch, opts, timestamp != "", p)
+		var d digest.Digest
+		var size int64
+		err = replaceFile(out, func(f, scratch *os.File) (err error) {
+			if err := buildFrom(cmd.Context(), source, f, scratch, opts, timestamp != "", p); err != nil {
+				return err
+			}
+			d, size, err = digestOf(f) // while it is in memory
+			return err
 		})
 		if err != nil {
 			return fmt.Errorf("build %s: %w", source, err)
-		}
-		d, size, err := digestFile(out)
-		if err != nil {
-			return err
 		}
 		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %d bytes, %s\n", out, size, d); err != nil {
 			return err
@@ -220,13 +223,10 @@ func replaceFile(name string, write func(f, scratch *os.File) error) (err error)
 	return os.Rename(f.Name(), name)
 }
 
-func digestFile(name string) (digest.Digest, int64, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", 0, err
-	}
-	defer func() { _ = f.Close() }()
+// digestOf reads all of a file.
+func digestOf(f *os.File) (digest.Digest, int64, error) {
 	h := sha256.New()
-	n, err := io.Copy(h, f)
+	buf := make([]byte, 1<<20)
+	n, err := io.CopyBuffer(h, io.NewSectionReader(f, 0, math.MaxInt64), buf)
 	return digest.NewDigest(digest.SHA256, h), n, err
 }

@@ -188,7 +188,11 @@ func xattrs(t *testing.T, path string) map[string]string {
 func wantOverlay(t *testing.T, o *overlay) {
 	t.Helper()
 	merged := o.mount(false)
-	for _, how := range []string{"tar", "tar, whiteouts last", "erofs"} {
+	ways := []string{"tar", "tar, whiteouts last"}
+	if images.NewestMkfs(t).AtLeast(1, 8) { // older ones lose names of 255 bytes
+		ways = append(ways, "erofs")
+	}
+	for _, how := range ways {
 		t.Run(how, func(t *testing.T) {
 			image, _ := create(t, build.Options{}, func(b *build.Builder) error {
 				for i, upper := range o.uppers {
