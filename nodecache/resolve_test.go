@@ -64,6 +64,38 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// TestResolveOthers: a container image has the size of its layers, as they are sent, and
+// a file of a web server its own.
+func TestResolveOthers(t *testing.T) {
+	layers := threeLayers(t)
+	p := anonymous(t).container("v1", layers...)
+	var sent int64
+	for _, l := range layers {
+		sent += int64(len(l.sent))
+	}
+	resolver := newResolver(t)
+	want := Resolved{p.ref + "@" + p.manifest.String(), sent}
+	if got, err := resolver.Resolve(t.Context(), p.ref, nil); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+
+	w := newWebServer(t, randomBytes(1, 1234))
+	resolver, err := NewResolver(Config{RootCAs: w.roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(resolver.store.registries.transports.close)
+	signed := strings.Replace(w.ref(), "#", "?signature=x#", 1)
+	if got, err := resolver.Resolve(t.Context(), signed, nil); err != nil || got != (Resolved{signed, 1234}) {
+		t.Errorf("%+v, %v; want %s of 1234 bytes", got, err, signed)
+	}
+	if !Pinned(signed) {
+		t.Error("an address with a digest is not pinned")
+	}
+	_, err = resolver.Resolve(t.Context(), strings.Replace(w.ref(), "b.erofs", "c.erofs", 1), nil)
+	wantError(t, err, ErrNotFound)
+}
+
 // TestResolveIndex: an index is what is pinned, and one that has nothing for this kind
 // of machine is for nodes of another.
 func TestResolveIndex(t *testing.T) {
