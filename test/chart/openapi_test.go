@@ -5,21 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 )
 
-// The Kubernetes whose API the objects are checked with, and its module's hash.
-const (
-	kubernetes    = "k8s.io/kubernetes@v1.37.2"
-	kubernetesSum = "h1:A2VDEiObzkYqFTKhSsn0ZEb0RlLEXpHWj93gi2HqEwE="
-)
+// kubernetes are the releases whose API the objects are checked with, the oldest that the
+// chart allows and a newest, with the hashes of their module.
+var kubernetes = map[string]string{
+	"v1.29.15": "h1:hLcyf3XmxtfkubCEmmPX5QVD7lDclXjvEUrJeP283LM=",
+	"v1.37.2":  "h1:A2VDEiObzkYqFTKhSsn0ZEb0RlLEXpHWj93gi2HqEwE=",
+}
 
 // kubernetesAPI holds the schemas that the API server publishes, with which unknown
 // fields are errors.
@@ -29,16 +33,17 @@ type kubernetesAPI struct {
 	schemas  map[string]*jsonschema.Schema // by "apiVersion Kind"
 }
 
-// openAPI gets the Kubernetes module, which has the API's description.
-func openAPI(t testing.TB) *kubernetesAPI {
+// openAPI gets the module of a Kubernetes release, which has the API's description.
+func openAPI(t testing.TB, version string) *kubernetesAPI {
 	t.Helper()
-	out, err := exec.Command("go", "mod", "download", "-json", kubernetes).Output()
+	name := "k8s.io/kubernetes@" + version
+	out, err := exec.Command("go", "mod", "download", "-json", name).Output()
 	var module struct{ Dir, Sum, Error string }
 	if jsonErr := json.Unmarshal(out, &module); jsonErr != nil || err != nil {
-		t.Fatalf("go mod download %s: %v, %v, %s", kubernetes, err, jsonErr, module.Error)
+		t.Fatalf("go mod download %s: %v, %v, %s", name, err, jsonErr, module.Error)
 	}
-	if module.Sum != kubernetesSum {
-		t.Fatalf("%s has the sum %s, want %s", kubernetes, module.Sum, kubernetesSum)
+	if module.Sum != kubernetes[version] {
+		t.Fatalf("%s has the sum %s, want %s", name, module.Sum, kubernetes[version])
 	}
 	return &kubernetesAPI{
 		dir:      filepath.Join(module.Dir, "api", "openapi-spec", "v3"),
@@ -139,7 +144,13 @@ func objects(t testing.TB, manifest []byte) []map[string]any {
 // TestObjects: every object of the renders, the plain manifest and the examples is one
 // that the Kubernetes API knows, to the last field.
 func TestObjects(t *testing.T) {
-	api := openAPI(t)
+	for version := range kubernetes {
+		t.Run(version, func(t *testing.T) { checkObjects(t, openAPI(t, version)) })
+	}
+}
+
+func checkObjects(t *testing.T, api *kubernetesAPI) {
+	t.Helper()
 	files := []string{"../../deploy/erofs-csi.yaml"}
 	for _, pattern := range []string{"testdata/*.yaml", "../../deploy/examples/*.yaml"} {
 		more, err := filepath.Glob(pattern)
@@ -177,7 +188,7 @@ func TestObjects(t *testing.T) {
 
 // TestObjectsWrong: the check finds what is wrong with an object.
 func TestObjectsWrong(t *testing.T) {
-	api := openAPI(t)
+	api := openAPI(t, "v1.37.2")
 	manifest, _, err := render(t, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -210,5 +221,19 @@ func TestObjectsWrong(t *testing.T) {
 				t.Errorf("%s: no error", name)
 			}
 		}
+	}
+}
+
+// TestKubeVersion: the oldest release that the objects are checked with is the oldest
+// that the chart allows.
+func TestKubeVersion(t *testing.T) {
+	chart, err := loader.LoadDir(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	oldest := slices.Sorted(maps.Keys(kubernetes))[0]
+	minor, _, _ := strings.Cut(strings.TrimPrefix(oldest, "v1."), ".")
+	if want := ">=1." + minor + ".0-0"; chart.Metadata.KubeVersion != want {
+		t.Errorf("kubeVersion %q, want %q", chart.Metadata.KubeVersion, want)
 	}
 }
