@@ -37,6 +37,8 @@ type childConfig struct {
 	Lazy      bool // mount none at first
 	IdleCheck time.Duration
 	Stress    int // rounds of mounting and releasing them in parallel, instead
+
+	ImageLimit int64 // of the store of images, in bytes
 }
 
 type childMount struct {
@@ -87,11 +89,14 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 	if err := json.Unmarshal([]byte(config), &c); err != nil {
 		return err
 	}
-	store, err := nodecache.Open(nodecache.Config{Dir: c.CacheDir})
+	store, err := nodecache.Open(nodecache.Config{Dir: c.CacheDir, LimitBytes: c.ImageLimit})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := store.Tend(); err != nil {
+		return err
+	}
 	files := filestore.Config{Dir: filepath.Join(c.CacheDir, "files"), Limit: c.Store}
 	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store})
 	if err != nil {

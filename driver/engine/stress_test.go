@@ -1,10 +1,14 @@
 package engine
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -46,6 +50,84 @@ func TestManyMountsAtOnce(t *testing.T) {
 	})
 }
 
+// The same with images that are pulled into a store with room for half of them, and
+// kept for their pages until the store wants them back.
+func TestManyMountsAndEvictions(t *testing.T) {
+	mkfs := images.NewestMkfs(t)
+	var files []string
+	for n := range 4 {
+		tree := t.TempDir()
+		for i := range 40 {
+			if err := os.WriteFile(filepath.Join(tree, fmt.Sprint(i)), []byte(stressData(n, i)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files = append(files, images.Build(t, mkfs, nil, tree))
+	}
+	host := serveImages(t, files)
+	var mounts []childMount
+	for n := range files {
+		for _, domain := range []string{"", "x", "y"} {
+			mounts = append(mounts, childMount{Domain: domain, Image: fmt.Sprintf("%s/%d:v1", host, n), Volume: fmt.Sprint(n), Keep: true})
+		}
+	}
+	one, err := os.Stat(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := one.Size()*5/2 + 100_000
+	eachFront(t, func(t *testing.T, front string) {
+		state, cache := stateDir(t), t.TempDir()
+		ch := startChild(t, childConfig{StateDir: state, CacheDir: cache, Front: front, Mounts: mounts, Stress: 20, ImageLimit: limit})
+		for _, f := range ch.Fronts {
+			t.Error(f.Err)
+		}
+		a, err := AskCache(t.Context(), state, cache, CacheQuery{Op: CacheList})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := a.Contents; c.Bytes > limit || c.Evictions < 5 {
+			t.Errorf("%d bytes after %d evictions, the limit is %d", c.Bytes, c.Evictions, limit)
+		}
+		for _, im := range a.Contents.Images {
+			if im.InUse || im.Resting {
+				t.Errorf("still held: %+v", im)
+			}
+		}
+	})
+}
+
+// serveImages is a registry that has the nth file as HOST/n:v1.
+func serveImages(t *testing.T, files []string) (host string) {
+	t.Helper()
+	digest := func(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(data)) }
+	mux := http.NewServeMux()
+	for n, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifest := fmt.Appendf(nil, `{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+			"config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": %q, "size": 2},
+			"layers": [{"mediaType": "application/vnd.erofs.layer.v1", "digest": %q, "size": %d}]}`, digest([]byte("{}")), digest(content), len(content))
+		for _, name := range []string{"v1", digest(manifest)} {
+			mux.HandleFunc(fmt.Sprintf("/v2/%d/manifests/%s", n, name), func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+				w.Header().Set("Docker-Content-Digest", digest(manifest))
+				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(manifest))
+			})
+		}
+		mux.HandleFunc(fmt.Sprintf("/v2/%d/blobs/%s", n, digest(content)), func(w http.ResponseWriter, r *http.Request) {
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+		})
+	}
+	server := httptest.NewUnstartedServer(mux)
+	server.Config.SetKeepAlivesEnabled(false) // a connection is a descriptor of the child's
+	server.Start()
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().String()
+}
+
 // stressData is the content of a file of an image. Every other file is the same in
 // every image.
 func stressData(image, file int) string {
@@ -74,6 +156,9 @@ func stress(ctx context.Context, e *Engine, store *nodecache.Store, c childConfi
 		})
 	}
 	wg.Wait()
+	if err := e.forget(e.idle.takeAll(query{})); err != nil {
+		fail("idle images: %v", err)
+	}
 
 	left := func() string {
 		n, d := len(e.fronts.snapshot()), len(e.domains.snapshot())
@@ -99,6 +184,9 @@ func stress(ctx context.Context, e *Engine, store *nodecache.Store, c childConfi
 // once mounts an image, reads a file of it and lets go.
 func once(ctx context.Context, e *Engine, store *nodecache.Store, m childMount) error {
 	img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
+	if errors.Is(err, nodecache.ErrNoSpace) {
+		return nil // the others hold it
+	}
 	if err != nil {
 		return err
 	}
@@ -108,7 +196,7 @@ func once(ctx context.Context, e *Engine, store *nodecache.Store, m childMount) 
 	if rand.IntN(4) == 0 {
 		time.AfterFunc(time.Duration(rand.IntN(5))*time.Millisecond, cancel)
 	}
-	f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img})
+	f, err := e.Mount(ctx, Request{Domain: m.Domain, VolumeID: m.Volume, Image: img, Keep: m.Keep})
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil
 	}
