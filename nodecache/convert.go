@@ -60,7 +60,10 @@ func (s *Store) convertLayers(ctx context.Context, reg *registryClient, p plan) 
 	if err != nil {
 		return record{}, nil, c.failed(ctx, err)
 	}
-	unhold := s.Keep(imageID(d))
+	unhold, err := s.hold(ctx, imageID(d)) // after an eviction of it that is under way
+	if err != nil {
+		return record{}, nil, err
+	}
 	defer func() {
 		if err != nil {
 			unhold()

@@ -25,6 +25,7 @@ type entry struct {
 	blobBytes int64         // on the disk, of the blob
 	used      time.Time     // last
 	pinned    bool
+	converted bool // made of a container image's layers
 }
 
 // entries lists what is in the store, and the paths of files that are none of
@@ -90,6 +91,7 @@ func (s *Store) entries() (list []*entry, unknown []string, err error) {
 		}
 		if e := byID[imageID(rec.Blob)]; e != nil {
 			e.records = append(e.records, path)
+			e.converted = e.converted || rec.Converter != ""
 			if rec.Reference != "" {
 				e.refs = append(e.refs, rec.Reference)
 			}

@@ -55,6 +55,8 @@ type StoredImage struct {
 	// Resting: nobody uses it, but its pages are kept in memory.
 	Resting bool `json:"resting,omitempty"`
 	Pinned  bool `json:"pinned"`
+	// Converted: it was made of the layers of a container image.
+	Converted bool `json:"converted,omitempty"`
 	// Volumes show it. The store does not know them: who mounts fills them in.
 	Volumes []string `json:"volumes,omitempty"`
 }
@@ -120,7 +122,7 @@ func (s *Store) storedImage(e *entry) StoredImage {
 	inUse := s.inUse(e.id)
 	return StoredImage{
 		ID: e.id, Digest: e.digest.String(), References: e.refs, Size: e.size, Allocated: e.allocated, LastUse: e.used,
-		InUse: inUse, Resting: !inUse && s.held(e.id), Pinned: e.pinned,
+		InUse: inUse, Resting: !inUse && s.held(e.id), Pinned: e.pinned, Converted: e.converted,
 	}
 }
 

@@ -66,10 +66,10 @@ func (s *Store) hold(ctx context.Context, id string) (release func(), err error)
 	}
 }
 
-// Keep holds the image with this [Image.ID], of which the store may know
-// nothing, so that it is not evicted until release. It is for whoever knows
-// after a restart what will be wanted, before anything else is asked of the
-// store.
+// Keep holds the image with this [Image.ID], of which the store may know nothing, so
+// that it is not evicted until release. It is for whoever knows after a restart what
+// will be wanted, before anything else is asked of the store: an eviction that is
+// under way goes on.
 func (s *Store) Keep(id string) (release func()) {
 	s.add(id)
 	return sync.OnceFunc(func() { s.drop(id, false) })

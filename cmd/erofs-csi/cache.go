@@ -166,6 +166,9 @@ func cachedState(im nodecache.StoredImage) string {
 	if im.Pinned {
 		states = append(states, "pinned")
 	}
+	if im.Converted {
+		states = append(states, "converted")
+	}
 	if len(states) == 0 {
 		return "-"
 	}
