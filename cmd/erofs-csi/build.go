@@ -214,7 +214,7 @@ func replaceFile(name string, write func(f, scratch *os.File) error) (err error)
 	if err := write(f, scratch); err != nil {
 		return err
 	}
-	if err := f.Chmod(0o644); err != nil { //nolint:gosec // as another's tools make images
+	if err := f.Chmod(0o644); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

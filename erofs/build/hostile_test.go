@@ -114,9 +114,11 @@ func reg(name string) tar.Header { return tar.Header{Name: name} }
 func dir(name string) tar.Header {
 	return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}
 }
+
 func link(name, target string) tar.Header {
 	return tar.Header{Name: name, Linkname: target, Typeflag: tar.TypeSymlink, Mode: 0o777}
 }
+
 func hard(name, target string) tar.Header {
 	return tar.Header{Name: name, Linkname: target, Typeflag: tar.TypeLink}
 }
