@@ -37,12 +37,15 @@ const (
 // clock tick (4 ms) as the write before the open escapes this check, and on all
 // kernels a store through an mmap does until the kernel writes it back.
 //
+// A read of a lazy image waits until the bytes are on the node; see [AcquireOptions].
+//
 // After [Image.Release] reads return [os.ErrClosed].
 type Blob struct {
 	path   string
 	size   int64
 	mtime  unix.Timespec
-	watch  bool // check for changes: the file is not ours
+	watch  bool      // check for changes: the file is not ours
+	lazy   *lazyBlob // nil: all of it was there when it was opened
 	file   handle
 	direct atomic.Bool
 	// memAlign and offAlign are powers of two <= bounceSize.
@@ -52,7 +55,8 @@ type Blob struct {
 // Size is the length in bytes when it was opened.
 func (b *Blob) Size() int64 { return b.size }
 
-// Path is the absolute path of the file, symbolic links resolved.
+// Path is the absolute path of the file, symbolic links resolved; of a lazy image the
+// one that it has when it is complete.
 func (b *Blob) Path() string { return b.path }
 
 func (b *Blob) unlinked() bool {
@@ -81,6 +85,11 @@ func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
 		return 0, io.EOF
 	}
 	want := min(int64(len(p)), b.size-off)
+	if b.lazy != nil {
+		if err := b.lazy.ready(off, want); err != nil {
+			return 0, &os.PathError{Op: "read", Path: b.path, Err: err}
+		}
+	}
 	var n int64
 	var err error
 	if b.direct.Load() {

@@ -5,6 +5,7 @@ import "sync/atomic"
 // opened are the files of an image, open while anyone holds them.
 type opened struct {
 	blobs []*Blob
+	lazy  *lazyBlob    // nil: all bytes were there when it was opened
 	holds atomic.Int64 // images that share them, > 0 while open
 }
 
@@ -21,7 +22,7 @@ func (i *Image) Clone() *Image {
 	i.store.add(i.id)
 	return &Image{
 		store: i.store, id: i.id, reference: i.reference, digest: i.digest,
-		sidecars: i.sidecars, files: i.files,
+		sidecars: i.sidecars, take: i.take, files: i.files,
 	}
 }
 
@@ -30,6 +31,9 @@ func (o *opened) drop() {
 	if o.holds.Add(-1) == 0 {
 		for _, b := range o.blobs {
 			b.close()
+		}
+		if o.lazy != nil {
+			o.lazy.drop()
 		}
 	}
 }

@@ -55,6 +55,7 @@ func TestEvictionCutOff(t *testing.T) {
 			t.Helper()
 			s := openStore(t, Config{Dir: dir})
 			allowed := slices.Concat(filesOf(t, old), filesOf(t, pinned), filesOf(t, wanted),
+				[]string{"partial/" + wanted.blob.Encoded(), "partial/" + wanted.blob.Encoded() + stateSuffix},
 				[]string{sidecar(old), sidecar(pinned), filepath.Join("pins", filepath.Base(refFile(t, pinned.ref)))})
 			for _, name := range filesBelow(t, dir) {
 				if !slices.Contains(allowed, name) {
@@ -87,7 +88,7 @@ func TestEvictionCutOff(t *testing.T) {
 	t.Run("killed", c.killed)
 	t.Run("power cut", c.powerCut)
 	t.Run("step fails", func(t *testing.T) {
-		c.stepFails(t, func(step string) bool { return step == "syncdir .." })
+		c.stepFails(t, func(step string) bool { return step == "syncdir .." || strings.HasPrefix(step, "remove partial/") })
 	})
 }
 

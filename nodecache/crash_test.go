@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -44,7 +46,8 @@ func wantWhole(t *testing.T, dir string, p pushed, complete bool) {
 			t.Error(err)
 		}
 	}()
-	allowed := append(filesOf(t, p), "blobs/sha256/"+p.blob.Encoded()+".index")
+	part := "partial/" + p.blob.Encoded()
+	allowed := append(filesOf(t, p), "blobs/sha256/"+p.blob.Encoded()+".index", part, part+stateSuffix)
 	for _, name := range filesBelow(t, dir) {
 		if !slices.Contains(allowed, name) {
 			t.Errorf("%s was left behind", name)
@@ -75,6 +78,9 @@ func wantWhole(t *testing.T, dir string, p pushed, complete bool) {
 	if err := check(IfNotPresent); err != nil {
 		t.Errorf("pull afterwards: %v", err)
 	}
+	if left := filesBelow(t, filepath.Join(dir, "partial")); len(left) != 0 {
+		t.Errorf("%q were left behind by the pull", left)
+	}
 }
 
 // TestOrder states the order of steps on which all else stands.
@@ -85,16 +91,23 @@ func TestOrder(t *testing.T) {
 	if err := scenario(dir, p.ref, c.disk(dir)); err != nil {
 		t.Fatal(err)
 	}
-	blob := "blobs/sha256/" + p.blob.Encoded()
+	blob, part := "blobs/sha256/"+p.blob.Encoded(), "partial/"+p.blob.Encoded()
+	state := part + stateSuffix
 	refs := filesOf(t, p)[1:]
 	want := []string{
 		"syncdir blobs", "syncdir .", "syncdir ..",
-		"create tmp/1", "allocate tmp/1", "write tmp/1", "write tmp/1", "sync tmp/1", "rename " + blob, "syncdir blobs/sha256",
-		"create tmp/2", "write tmp/2", "sync tmp/2", "rename " + refs[1], "syncdir refs",
-		"create tmp/3", "write tmp/3", "sync tmp/3", "rename " + refs[0], "syncdir refs",
-		"create tmp/4", "sync tmp/4", "rename " + blob + ".index", "syncdir blobs/sha256",
-		"create tmp/5", "sync tmp/5", "rename " + blob + ".index", "syncdir blobs/sha256",
+		"create tmp/1", "allocate tmp/1", "create " + state, "write " + state, "rename " + part,
 	}
+	for range chunksOf(1<<20 + 5) {
+		want = append(want, "write "+part, "write "+state)
+	}
+	want = append(want,
+		"sync "+part, "rename "+blob, "syncdir blobs/sha256", "remove "+state,
+		"create tmp/2", "write tmp/2", "sync tmp/2", "rename "+refs[1], "syncdir refs",
+		"create tmp/3", "write tmp/3", "sync tmp/3", "rename "+refs[0], "syncdir refs",
+		"create tmp/4", "sync tmp/4", "rename "+blob+".index", "syncdir blobs/sha256",
+		"create tmp/5", "sync tmp/5", "rename "+blob+".index", "syncdir blobs/sha256",
+	)
 	if !slices.Equal(c.log, want) {
 		t.Errorf("steps:\n got %q\nwant %q", c.log, want)
 	}
@@ -114,5 +127,5 @@ func TestPowerCut(t *testing.T) { pullCrash(t).powerCut(t) }
 
 // TestStepFails has each step fail once. The store goes on afterwards.
 func TestStepFails(t *testing.T) {
-	pullCrash(t).stepFails(t, func(step string) bool { return step == "syncdir .." })
+	pullCrash(t).stepFails(t, func(step string) bool { return step == "syncdir .." || strings.HasPrefix(step, "remove partial/") })
 }

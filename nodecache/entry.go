@@ -6,17 +6,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// entry is what is evicted as one: a blob with its sidecars and records, or the
-// sidecars of an image in place.
+// entry is what is evicted as one: a blob, or what there is of it, with its sidecars
+// and records, or the sidecars of an image in place.
 type entry struct {
 	id        string        // Image.ID
 	digest    digest.Digest // of the blob; "": an image in place
 	blob      bool          // the blob is there
+	parts     []string      // paths, of a blob that is not complete
 	sidecars  []string      // paths
 	records   []string      // paths
 	refs      []string      // of the records, canonical
@@ -63,6 +65,24 @@ func (s *Store) entries() (list []*entry, unknown []string, err error) {
 		}
 		e.blob, e.size, e.blobBytes = true, info.Size(), onDisk(info)
 		note(e, info)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	err = s.eachInfo(s.dir.partials, func(path string, info os.FileInfo) {
+		encoded, isState := strings.CutSuffix(info.Name(), stateSuffix)
+		if !hexName.MatchString(encoded) || !info.Mode().IsRegular() {
+			unknown = append(unknown, path)
+			return
+		}
+		d := digest.NewDigestFromEncoded(digest.SHA256, encoded)
+		e := get(imageID(d))
+		e.digest = d
+		e.parts = append(e.parts, path)
+		note(e, info)
+		if !isState && !e.blob {
+			e.size = info.Size()
+		}
 	})
 	if err != nil {
 		return nil, nil, err

@@ -3,6 +3,7 @@ package nodecache
 import (
 	"errors"
 	"io/fs"
+	"slices"
 	"time"
 )
 
@@ -94,7 +95,7 @@ func (s *Store) removeEntry(e *entry) error {
 	if e.blob {
 		paths = append(paths, s.dir.blob(e.digest))
 	}
-	paths = append(append(paths, e.sidecars...), e.records...)
+	paths = slices.Concat(paths, e.parts, e.sidecars, e.records)
 	for _, path := range paths {
 		if err := s.disk.remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -5,19 +5,6 @@ import (
 	"fmt"
 )
 
-// flight is the one pull of a blob that runs, for all callers that wait for it.
-//
-// A flight that nobody waits for any more is cancelled and left behind: who
-// comes then waits for its end, so that its file and room are gone, and starts
-// anew.
-type flight struct {
-	source  string // identifies registry, repository and credentials
-	cancel  context.CancelFunc
-	done    chan struct{}
-	err     error // set before done is closed
-	waiters int   // GUARDED_BY(Store.mu); 0: left behind
-}
-
 // pull makes sure that the blob of rec is in the store, downloading it from reg
 // if needed.
 func (s *Store) pull(ctx context.Context, reg *registryClient, rec record) error {
@@ -25,74 +12,171 @@ func (s *Store) pull(ctx context.Context, reg *registryClient, rec record) error
 		if s.blobPresent(rec.Blob, rec.Size) {
 			return nil
 		}
-		f, fresh, err := s.board(ctx, reg, rec)
+		t, fresh, err := s.board(ctx, reg, rec, false)
 		if err != nil {
 			return err
 		}
-		if f == nil {
+		if t == nil {
 			continue
 		}
-		select {
-		case <-f.done:
-			// Another's failure may be due to their registry or their
-			// credentials: then try ours.
-			if f.err == nil || fresh || f.source == reg.source {
-				return f.err
-			}
-		case <-ctx.Done():
-			s.leave(f)
-			return fmt.Errorf("pull %s: %w", reg.ref, ended(ctx))
+		tried, err := t.waitWhole(ctx)
+		s.leave(t, false)
+		// Another's failure may be due to their registry or their credentials:
+		// then try ours.
+		if err == nil || fresh || ctx.Err() != nil || tried == reg.source {
+			return err
 		}
 	}
 }
 
-// board joins the blob's flight or starts one (fresh). It returns nil after
-// having waited for the end of a flight that was left behind.
-func (s *Store) board(ctx context.Context, reg *registryClient, rec record) (f *flight, fresh bool, err error) {
+// waitWhole waits for the blob to be complete, or for a round to fail. It tells which
+// source was used last.
+func (t *transfer) waitWhole(ctx context.Context) (tried string, err error) {
+	select {
+	case <-t.opened:
+	case <-ctx.Done():
+		return "", fmt.Errorf("pull %s: %w", t.what, ended(ctx))
+	}
+	t.mu.Lock()
+	rounds := t.rounds
+	for t.err == nil && t.rounds == rounds && !t.complete.Load() && ctx.Err() == nil {
+		t.await(ctx, 0)
+	}
+	tried = t.failedBy
+	failed := t.roundErr
+	if t.rounds == rounds {
+		failed = nil
+	}
+	err = t.err
+	t.mu.Unlock()
+	switch {
+	case t.complete.Load(), err != nil:
+		<-t.done // the next one may begin
+		return tried, err
+	case failed != nil:
+		return tried, failed
+	}
+	return tried, fmt.Errorf("pull %s: %w", t.what, ended(ctx))
+}
+
+// board joins the blob's transfer or starts one (fresh), as one who waits for the whole
+// or, lazy, as an image that reads it. It returns nil after having waited for the end
+// of a transfer that was left behind.
+func (s *Store) board(ctx context.Context, reg *registryClient, rec record, lazy bool) (t *transfer, fresh bool, err error) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return nil, false, ErrInterrupted
 	}
-	f = s.flights[rec.Blob]
-	if f != nil && f.waiters == 0 {
+	t = s.flights[rec.Blob]
+	if t != nil && (t.ended || t.waiters+t.users == 0) {
 		s.mu.Unlock()
 		select {
-		case <-f.done: // cancelled: soon
+		case <-t.done: // cancelled: soon
 			return nil, false, nil
 		case <-ctx.Done():
 			return nil, false, fmt.Errorf("pull %s: %w", reg.ref, ended(ctx))
 		}
 	}
-	if f == nil {
+	if t == nil {
 		fresh = true
-		f = &flight{source: reg.source, done: make(chan struct{})}
-		flying, cancel := context.WithCancel(s.life)
-		f.cancel = cancel
-		s.flights[rec.Blob] = f
+		t = s.newTransfer(reg, rec)
+		t.life, t.cancel = context.WithCancel(s.life)
+		s.flights[rec.Blob] = t
 		s.running.Add(1)
-		go s.fly(flying, f, reg, rec) //nolint:contextcheck // a pull outlives its first waiter
+		go t.run() // it outlives its first waiter
 	}
-	f.waiters++
+	if lazy {
+		t.users++
+		t.wasLazy = true
+	} else {
+		t.waiters++
+	}
 	s.mu.Unlock()
-	return f, fresh, nil
+	if !fresh {
+		t.addSource(reg)
+	}
+	return t, fresh, nil
 }
 
-func (s *Store) fly(ctx context.Context, f *flight, reg *registryClient, rec record) {
-	defer s.running.Done()
-	f.err = s.download(ctx, reg, rec)
-	f.cancel()
-	s.mu.Lock()
-	delete(s.flights, rec.Blob)
-	s.mu.Unlock()
-	close(f.done)
-}
-
-func (s *Store) leave(f *flight) {
+// leave takes back a board. A transfer that nobody needs stops.
+func (s *Store) leave(t *transfer, lazy bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f.waiters--
-	if f.waiters == 0 {
-		f.cancel()
+	if lazy {
+		t.users--
+	} else {
+		t.waiters--
+	}
+	if t.waiters+t.users == 0 {
+		t.cancel()
+	}
+}
+
+// acquireLazy opens an image whose blob is not complete, and whose record says what it
+// is. It answers nil where it can't be read before it is: then it is to be pulled.
+// resumed says that some of it is there, so that no registry is waited for.
+func (s *Store) acquireLazy(ctx context.Context, ref reference, reg *registryClient, rec record, resumed bool) (*Image, error) {
+	for !s.blobPresent(rec.Blob, rec.Size) {
+		t, fresh, err := s.board(ctx, reg, rec, true)
+		if err != nil {
+			return nil, err
+		}
+		if t == nil {
+			continue
+		}
+		tried, able, err := t.waitAble(ctx, resumed)
+		if err == nil && able {
+			img, err := s.openLazy(ref, rec, t)
+			if img == nil {
+				s.leave(t, true)
+			}
+			if img != nil || err != nil {
+				return img, err
+			}
+			continue // it is complete by now
+		}
+		if err == nil {
+			// Wait for the whole, without letting go of what runs.
+			_, err = t.waitWhole(ctx)
+			s.leave(t, true)
+			if err == nil {
+				continue
+			}
+		} else {
+			s.leave(t, true)
+		}
+		if fresh || ctx.Err() != nil || tried == reg.source {
+			return nil, err
+		}
+	}
+	return s.openStored(ref, rec)
+}
+
+// waitAble waits until it is known whether the registry sends parts of the blob, and
+// tells, also which source was used last. resumed: nothing but the disk is waited for.
+func (t *transfer) waitAble(ctx context.Context, resumed bool) (tried string, able bool, err error) {
+	select {
+	case <-t.opened:
+	case <-ctx.Done():
+		return "", false, fmt.Errorf("pull %s: %w", t.what, ended(ctx))
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for rounds := t.rounds; ; {
+		tried = t.failedBy
+		switch {
+		case t.err != nil:
+			return tried, false, t.err
+		case t.complete.Load(), t.ranges == yes, resumed && t.ranges == unknown && t.part != nil:
+			return tried, true, nil
+		case t.ranges == no:
+			return tried, false, nil
+		case t.rounds != rounds:
+			return tried, false, t.roundErr
+		case ctx.Err() != nil:
+			return tried, false, fmt.Errorf("pull %s: %w", t.what, ended(ctx))
+		}
+		t.await(ctx, 0)
 	}
 }

@@ -18,6 +18,7 @@ type Image struct {
 	reference string
 	digest    string
 	sidecars  string // path of a sidecar without .<name>
+	take      uint64 // see Take
 	files     *opened
 
 	resting  bool // see Rest; GUARDED_BY(store.mu)
@@ -130,6 +131,7 @@ func (s *Store) openStored(ref reference, rec record) (*Image, error) {
 		reference: full.String(),
 		digest:    rec.Blob.String(),
 		sidecars:  filepath.Join(s.dir.blobs, rec.Blob.Encoded()),
+		take:      s.takeOf(rec.Blob),
 		files:     newOpened([]*Blob{b}),
 	}, nil
 }

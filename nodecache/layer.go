@@ -94,7 +94,7 @@ func (l *layerReader) connect() error {
 	skip := int64(0)
 	switch {
 	case resp.StatusCode == http.StatusRequestedRangeNotSatisfiable,
-		resp.StatusCode == http.StatusPartialContent && !continues(resp.Header.Get("Content-Range"), l.off, l.desc.Size):
+		resp.StatusCode == http.StatusPartialContent && !isRange(resp.Header.Get("Content-Range"), l.off, l.desc.Size, l.desc.Size):
 		return &transientError{err: fmt.Errorf("%w: %s: the registry can't resume layer %s", ErrUnavailable, l.reg.ref, l.desc.Digest)}
 	case resp.StatusCode == http.StatusOK:
 		skip = l.off // it sends all of it, whatever was asked

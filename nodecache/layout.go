@@ -16,24 +16,26 @@ const noFollow = unix.O_NOFOLLOW
 
 // layout holds the paths of a store directory; see the package comment.
 type layout struct {
-	root, lock, blobs, refs, tmp, paths, pins string
+	root, lock, blobs, partials, prefetch, refs, tmp, paths, pins string
 }
 
 func newLayout(root string) layout {
 	return layout{
-		root:  root,
-		lock:  filepath.Join(root, "lock"),
-		blobs: filepath.Join(root, "blobs", "sha256"),
-		refs:  filepath.Join(root, "refs"),
-		tmp:   filepath.Join(root, "tmp"),
-		paths: filepath.Join(root, "paths"),
-		pins:  filepath.Join(root, "pins"),
+		root:     root,
+		lock:     filepath.Join(root, "lock"),
+		blobs:    filepath.Join(root, "blobs", "sha256"),
+		refs:     filepath.Join(root, "refs"),
+		tmp:      filepath.Join(root, "tmp"),
+		paths:    filepath.Join(root, "paths"),
+		pins:     filepath.Join(root, "pins"),
+		partials: filepath.Join(root, "partial"),
+		prefetch: filepath.Join(root, "prefetch"),
 	}
 }
 
 // directories are all below root, parents first.
 func (l layout) directories() []string {
-	return []string{filepath.Dir(l.blobs), l.blobs, l.refs, l.tmp, l.paths, l.pins}
+	return []string{filepath.Dir(l.blobs), l.blobs, l.partials, l.prefetch, l.refs, l.tmp, l.paths, l.pins}
 }
 
 // top are the names in root that are the store's.
@@ -49,6 +51,12 @@ func (l layout) top() []string {
 
 // blob is the path of the blob d, a valid SHA-256 digest.
 func (l layout) blob(d digest.Digest) string { return filepath.Join(l.blobs, d.Encoded()) }
+
+// partial is the path of what there is of the blob d, without that of its state.
+func (l layout) partial(d digest.Digest) string { return filepath.Join(l.partials, d.Encoded()) }
+
+// order is the path of the prefetch list of the blob d.
+func (l layout) order(d digest.Digest) string { return filepath.Join(l.prefetch, d.Encoded()) }
 
 // ref is the path of the record of a registry reference.
 func (l layout) ref(ref reference) string { return filepath.Join(l.refs, fileNameOf(ref.canonical())) }

@@ -45,13 +45,15 @@ type Usage struct {
 // StoredImage is a blob with what belongs to it, or what was computed about an
 // image that is used in place.
 type StoredImage struct {
-	ID         string    `json:"id"` // Image.ID
-	Digest     string    `json:"digest,omitempty"`
-	References []string  `json:"references,omitempty"`
-	Size       int64     `json:"size"`      // of the blob
-	Allocated  int64     `json:"allocated"` // on the disk, with sidecars and records
-	LastUse    time.Time `json:"lastUse"`
-	InUse      bool      `json:"inUse"`
+	ID         string   `json:"id"` // Image.ID
+	Digest     string   `json:"digest,omitempty"`
+	References []string `json:"references,omitempty"`
+	Size       int64    `json:"size"` // of the blob
+	// Partial: not all of the blob is there. A pull goes on with it.
+	Partial   bool      `json:"partial,omitempty"`
+	Allocated int64     `json:"allocated"` // on the disk, with sidecars and records
+	LastUse   time.Time `json:"lastUse"`
+	InUse     bool      `json:"inUse"`
 	// Resting: nobody uses it, but its pages are kept in memory.
 	Resting bool `json:"resting,omitempty"`
 	Pinned  bool `json:"pinned"`
@@ -121,7 +123,7 @@ func (s *Store) List() (Contents, error) {
 func (s *Store) storedImage(e *entry) StoredImage {
 	inUse := s.inUse(e.id)
 	return StoredImage{
-		ID: e.id, Digest: e.digest.String(), References: e.refs, Size: e.size, Allocated: e.allocated, LastUse: e.used,
+		ID: e.id, Digest: e.digest.String(), References: e.refs, Size: e.size, Partial: !e.blob && len(e.parts) > 0, Allocated: e.allocated, LastUse: e.used,
 		InUse: inUse, Resting: !inUse && s.held(e.id), Pinned: e.pinned, Converted: e.converted,
 	}
 }

@@ -195,7 +195,8 @@ func newTransport(roots *x509.CertPool) *http.Transport {
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // the digest is that of the bytes as sent
-		MaxIdleConns:           16,
+		MaxIdleConns:           64,
+		MaxIdleConnsPerHost:    maxStreams + maxDemands,
 		IdleConnTimeout:        30 * time.Second,
 		TLSHandshakeTimeout:    10 * time.Second,
 		ResponseHeaderTimeout:  30 * time.Second,

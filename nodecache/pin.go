@@ -56,7 +56,10 @@ func (s *Store) find(n imageName) (digest.Digest, error) {
 		if info, err := os.Lstat(s.dir.blob(n.blob)); err == nil && info.Mode().IsRegular() {
 			return n.blob, nil
 		}
-	} else if rec, ok := s.lookup(n.ref); ok {
+		if info, err := os.Lstat(s.dir.partial(n.blob)); err == nil && info.Mode().IsRegular() {
+			return n.blob, nil
+		}
+	} else if rec, ok := s.lookup(n.ref); ok || rec.Blob != "" && s.partialPresent(rec.Blob, rec.Size) {
 		return rec.Blob, nil
 	}
 	return "", fmt.Errorf("%w: %s is not on this node; see erofs-csi cache ls", ErrNotFound, n.text)

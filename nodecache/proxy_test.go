@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -23,6 +24,8 @@ type proxy struct {
 
 // proxyLog keeps what a server was asked, and what it does instead of answering.
 type proxyLog struct {
+	blobBytes atomic.Int64 // of bodies of blobs that went through
+
 	mu       sync.Mutex
 	requests []*http.Request // GUARDED_BY(mu)
 	// fault may answer a request itself, and then returns true. GUARDED_BY(mu)
@@ -44,6 +47,9 @@ func newProxy(t testing.TB, host string) *proxy {
 	back := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: host})
 	back.Transport = p.to
 	p.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			w = &countingWriter{ResponseWriter: w, count: &p.blobBytes}
+		}
 		if !p.answer(w, r) {
 			back.ServeHTTP(w, r)
 		}
@@ -52,6 +58,20 @@ func newProxy(t testing.TB, host string) *proxy {
 	t.Cleanup(p.close)
 	return p
 }
+
+// countingWriter counts the bytes of a body.
+type countingWriter struct {
+	http.ResponseWriter
+	count *atomic.Int64
+}
+
+func (w *countingWriter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.count.Add(int64(n))
+	return n, err
+}
+
+func (w *countingWriter) Flush() { w.ResponseWriter.(http.Flusher).Flush() }
 
 func (p *proxy) close() {
 	p.stop.Do(func() {
@@ -65,6 +85,7 @@ func (p *proxyLog) set(fault func(w http.ResponseWriter, r *http.Request) bool) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault, p.requests = fault, nil
+	p.blobBytes.Store(0)
 }
 
 func (p *proxyLog) count() int { return len(p.seen("")) }

@@ -96,6 +96,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(crashEnv) != "" {
 		crashChild()
 	}
+	if os.Getenv(lazyEnv) != "" {
+		lazyChild()
+	}
 	code := m.Run()
 	for i := len(shared.stop) - 1; i >= 0; i-- {
 		shared.stop[i]()

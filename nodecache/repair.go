@@ -13,9 +13,11 @@ import (
 // complete, after whatever happened to the last owner:
 //
 //   - what is below tmp is removed;
+//   - a part of a blob is kept if its state can be read and says what it is a part
+//     of, else removed; one of a blob that is complete is removed;
 //   - a record that can't be read is removed;
 //   - a blob whose length is not that of a record is removed, then the records
-//     of blobs that are not there;
+//     of blobs of which nothing is there;
 //   - a sidecar without its blob is removed.
 //
 // A blob without a record stays: the next pull of it finds it, and it is evicted
@@ -26,6 +28,9 @@ func (s *Store) repair() error {
 	if err := s.eachName(s.dir.tmp, func(name string) error {
 		return s.disk.removeAll(filepath.Join(s.dir.tmp, name))
 	}); err != nil {
+		return err
+	}
+	if err := s.repairPartials(); err != nil {
 		return err
 	}
 	if err := s.repairRefs(); err != nil {
@@ -50,7 +55,7 @@ func (s *Store) repairRefs() error {
 		}
 		path := filepath.Join(s.dir.refs, name)
 		rec, err := readRecord(path)
-		if err == nil && s.blobPresent(rec.Blob, rec.Size) {
+		if err == nil && (s.blobPresent(rec.Blob, rec.Size) || s.partialPresent(rec.Blob, rec.Size)) {
 			return nil
 		}
 		if err == nil {

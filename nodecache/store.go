@@ -57,6 +57,7 @@ type Store struct {
 	reserve    int64
 	disk       disk
 	retry      retryPolicy
+	patience   time.Duration // readPatience but in tests
 	registries *registries
 	lock       *os.File
 	temps      atomic.Uint64 // names below tmp
@@ -81,13 +82,14 @@ type Store struct {
 	space sync.Mutex
 
 	mu      sync.Mutex
-	closed  bool                      // GUARDED_BY(mu)
-	running sync.WaitGroup            // Add: GUARDED_BY(mu), while !closed
-	flights map[digest.Digest]*flight // GUARDED_BY(mu)
+	closed  bool                        // GUARDED_BY(mu)
+	running sync.WaitGroup              // Add: GUARDED_BY(mu), while !closed
+	flights map[digest.Digest]*transfer // GUARDED_BY(mu)
 	// conversions by manifest. GUARDED_BY(mu)
 	conversions map[digest.Digest]*converting
-	uses        map[string]*use  // by Image.ID; GUARDED_BY(mu)
-	claims      map[string]int64 // what a file may come to take, by path; GUARDED_BY(mu)
+	uses        map[string]*use          // by Image.ID; GUARDED_BY(mu)
+	claims      map[string]int64         // what a file may come to take, by path; GUARDED_BY(mu)
+	takes       map[digest.Digest]uint64 // see Image.Take; GUARDED_BY(mu)
 }
 
 // Open opens a store directory, making it if needed, locks it and removes what
@@ -104,11 +106,12 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 		return nil, fmt.Errorf("image store %s: %w", cfg.Dir, err)
 	}
 	s := &Store{
-		dir:     newLayout(root),
-		reserve: cfg.ReserveBytes,
-		disk:    d,
-		retry:   defaultRetry,
-		flights: make(map[digest.Digest]*flight),
+		dir:      newLayout(root),
+		reserve:  cfg.ReserveBytes,
+		disk:     d,
+		retry:    defaultRetry,
+		patience: readPatience,
+		flights:  make(map[digest.Digest]*transfer),
 
 		convertBytes: cfg.ConvertBytes, converters: make(chan struct{}, maxConversions),
 		conversions: make(map[digest.Digest]*converting),
@@ -233,6 +236,15 @@ type AcquireOptions struct {
 	Policy PullPolicy
 	// DockerConfig is a pull secret in dockerconfigjson form, or nil.
 	DockerConfig []byte
+	// Lazy allows an image that can be read before it is complete, where it comes from
+	// a registry that sends parts of blobs, and is large enough: its reads fetch what
+	// they need, before what a pull beside them brings in order. What they return is
+	// unverified until [Image.Complete]. A read that the registry does not answer waits
+	// for at most half a minute, and fails; a later one tries again. The credentials
+	// are kept in memory for as long as the pull runs.
+	//
+	// With the policy Never, an image of which a part is on the node is completed.
+	Lazy bool
 }
 
 // Acquire finds or pulls the image that ref names and keeps it open until its
@@ -268,10 +280,10 @@ func (s *Store) Acquire(ctx context.Context, ref string, opts AcquireOptions) (*
 	if r.isPath() {
 		return s.openInPlace(ctx, r)
 	}
-	return s.acquireRemote(ctx, r, policy, opts.DockerConfig)
+	return s.acquireRemote(ctx, r, policy, opts)
 }
 
-func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPolicy, dockerConfig []byte) (*Image, error) {
+func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPolicy, opts AcquireOptions) (*Image, error) {
 	rec, have := s.lookup(ref)
 	if have {
 		// Held from here on, it is there until it is open, unless it was just evicted.
@@ -285,10 +297,22 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 	if have && (policy != Always || ref.digest != "") {
 		return s.openStored(ref, rec)
 	}
+	if policy == Never && opts.Lazy && rec.Blob != "" && s.partialPresent(rec.Blob, rec.Size) {
+		release, err := s.hold(ctx, imageID(rec.Blob))
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		reg, err := s.newRegistry(ref, opts.DockerConfig)
+		if err != nil {
+			return nil, err
+		}
+		return s.acquireLazy(ctx, ref, reg, rec, true)
+	}
 	if policy == Never {
 		return nil, fmt.Errorf("%w: %s is not on this node and the pull policy is Never; use IfNotPresent, or pull it on this node before", ErrNotFound, ref)
 	}
-	reg, err := s.newRegistry(ref, dockerConfig)
+	reg, err := s.newRegistry(ref, opts.DockerConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -314,6 +338,17 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 		return nil, err
 	}
 	defer release()
+	if opts.Lazy && rec.Size >= minLazy {
+		img, err := s.acquireLazy(ctx, ref, reg, rec, false)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.remember(ref, rec); err != nil {
+			img.Release()
+			return nil, err
+		}
+		return img, nil
+	}
 	if err := s.pull(ctx, reg, rec); err != nil {
 		return nil, err
 	}

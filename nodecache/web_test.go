@@ -10,8 +10,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -222,13 +224,16 @@ func TestWebResumes(t *testing.T) {
 	const size = 8 << 20
 	w := newWebServer(t, randomBytes(1, size))
 	var cuts atomic.Int64
+	var mu sync.Mutex
 	var ranges []string
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		span := r.Header.Get("Range")
 		if span == "bytes=0-0" {
 			return false
 		}
+		mu.Lock()
 		ranges = append(ranges, span)
+		mu.Unlock()
 		if cuts.Add(1) > 2 {
 			return false
 		}
@@ -236,7 +241,8 @@ func TestWebResumes(t *testing.T) {
 		return true
 	})
 	wantContent(t, acquire(t, w.store(t), w.ref(), AcquireOptions{}).Blob(), w.content)
-	if len(ranges) != 3 || ranges[0] != "" || ranges[1] == "" || ranges[2] == ranges[1] {
+	slices.Sort(ranges) // two requests at a time, which are cut once each
+	if len(slices.Compact(ranges)) < 3 || slices.Contains(ranges, "") {
 		t.Errorf("ranges %q", ranges)
 	}
 }

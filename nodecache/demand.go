@@ -1,0 +1,216 @@
+package nodecache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	// readPatience is how long a read of a lazy image waits for a registry that does
+	// not answer, before it fails. A later read tries again.
+	readPatience = 30 * time.Second
+	// demandStall is how long a reader's request may bring nothing.
+	demandStall = 10 * time.Second
+	// maxDemands is how many requests are under way for readers of a blob.
+	maxDemands = 8
+	// maxDemandSpan is what is read on for a sequential reader, in chunks: 3 MiB.
+	maxDemandSpan = 12
+	// nearby is how many chunks before it a stream may be for a reader to wait for it.
+	nearby = 2
+	// cutSpan is from which span on, in chunks, a sequential reader takes over what a
+	// stream has claimed. What a reader needs of less than that the stream brings
+	// again, which is cheaper than another connection.
+	cutSpan = 4
+	// nearbyTime is how long it waits for one that brings nothing.
+	nearbyTime = 250 * time.Millisecond
+	// demandPause bounds the time between requests of readers that fail.
+	demandPause = 2 * time.Second
+)
+
+// demand is what readers of a transfer want. GUARDED_BY(transfer.mu)
+type demand struct {
+	active   int                        // jobs under way
+	failed   int                        // jobs that failed, ever
+	inRow    int                        // jobs that failed since one did not
+	err      error                      // of the last that failed
+	retryAt  time.Time                  // no job before
+	recently [8]struct{ end, span int } // of the last jobs, to know sequential readers by
+	oldest   int
+}
+
+// span is how many chunks to bring for a reader that begins at chunk c.
+func (d *demand) spanAt(c int) int {
+	for i := range d.recently {
+		if r := &d.recently[i]; r.end == c && r.span > 0 {
+			return min(2*r.span, maxDemandSpan)
+		}
+	}
+	return 1
+}
+
+// note remembers a job. One that a sequential reader goes on with takes the place of
+// the one before it.
+func (d *demand) note(from, to int) {
+	i := d.oldest
+	for k := range d.recently {
+		if d.recently[k].end == from && d.recently[k].span > 0 {
+			i = k
+		}
+	}
+	if i == d.oldest {
+		d.oldest = (d.oldest + 1) % len(d.recently)
+	}
+	d.recently[i].end, d.recently[i].span = to, to-from
+}
+
+// ensure returns when the n bytes at off are in the file, which has as many. It waits
+// for no more than readPatience, and not after ctx has ended.
+//
+// Errors: [ErrDigestMismatch] once the blob turned out to be another,
+// [ErrInterrupted], or why the registry does not give the bytes.
+func (t *transfer) ensure(ctx context.Context, off, n int64) error {
+	first, last := int(off/chunkSize), int((off+n-1)/chunkSize)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.trace.touch(first, last)
+	failed := t.reads.failed
+	var deadline time.Time
+	for c := first; ; {
+		if t.spoiled != nil {
+			return t.spoiled
+		}
+		for c <= last && t.states[c] == chunkPresent {
+			c++
+		}
+		if c > last {
+			return nil
+		}
+		now := time.Now()
+		if deadline.IsZero() {
+			deadline = now.Add(t.store.patience)
+		}
+		wait := deadline.Sub(now)
+		switch {
+		case t.err != nil: // it has ended
+			return t.err
+		case ctx.Err() != nil:
+			return ended(ctx)
+		case t.reads.failed != failed && !passing(t.reads.err):
+			return t.reads.err
+		case wait <= 0:
+			return t.late()
+		}
+		if t.states[c] == chunkRecorded {
+			t.checkNow(c)
+			continue
+		}
+		if d := t.demandChunk(c, last, now); d > 0 { //nolint:contextcheck // a request outlives its reader
+			wait = min(wait, d)
+		}
+		t.await(ctx, wait)
+	}
+}
+
+// passing tells whether an error may pass while a reader waits.
+func passing(err error) bool {
+	var transient *transientError
+	return err == nil || errors.As(err, &transient)
+}
+
+// late is the error of a read that has waited for too long.
+func (t *transfer) late() error {
+	switch {
+	case t.reads.err != nil:
+		return fmt.Errorf("no answer for %s: %w", t.store.patience, t.reads.err)
+	case t.trouble != nil:
+		return fmt.Errorf("no answer for %s: %w", t.store.patience, t.trouble)
+	}
+	return fmt.Errorf("%w: nothing was sent for %s of %s", ErrUnavailable, t.store.patience, t.what)
+}
+
+func (t *transfer) checkNow(c int) {
+	bounce := bouncePool.Get().(*bounceBuffer)
+	defer bouncePool.Put(bounce)
+	t.check(c, bounce.aligned)
+}
+
+// demandChunk makes sure that chunk c, which is not there, is brought soon. It returns
+// how long to wait before asking again, if nothing changes; 0: however long. t.mu is
+// held.
+func (t *transfer) demandChunk(c, last int, now time.Time) time.Duration {
+	switch t.states[c] {
+	case chunkStoring:
+		return 0
+	case chunkFetching:
+		j := t.jobOf(c)
+		if j == nil || j.demand || j.whole {
+			return 0
+		}
+		if wait := j.moved.Add(nearbyTime).Sub(now); c-j.pos < nearby && wait > 0 {
+			j.wanted = max(j.wanted, c+1)
+			return wait
+		} else if wait <= 0 || t.reads.spanAt(c) >= cutSpan {
+			t.cut(j, c)
+		}
+	case chunkMissing, chunkRecorded, chunkPresent:
+	}
+	if t.ranges == no || t.reads.active >= maxDemands {
+		return 0
+	}
+	if wait := t.reads.retryAt.Sub(now); wait > 0 {
+		return wait
+	}
+	// What a stream has claimed, it will bring as well: no more of that than needed.
+	end := last + 1
+	if t.states[c] == chunkMissing {
+		end = max(end, c+t.reads.spanAt(c))
+	}
+	j := &job{pos: c, hi: c + 1, demand: true}
+	for j.hi < min(end, len(t.states)) && t.states[j.hi] == t.states[c] && j.hi-c < maxDemandSpan {
+		j.hi++
+	}
+	t.reads.note(c, j.hi)
+	t.span, t.spans = minSpan, maxStreams
+	t.take(j)
+	reg := t.sources[0]
+	t.demands.Add(1)
+	go t.bring(reg, j)
+	return 0
+}
+
+// cut takes what is from chunk c on from a stream's job; t.mu is held.
+func (t *transfer) cut(j *job, c int) {
+	hi := j.hi
+	j.hi = c
+	for ; c < hi; c++ {
+		if t.states[c] == chunkFetching && t.jobOf(c) == nil {
+			t.states[c] = chunkMissing
+			t.low = min(t.low, c)
+		}
+	}
+}
+
+// bring is the life of a reader's job.
+func (t *transfer) bring(reg *registryClient, j *job) {
+	defer t.demands.Done()
+	_, err := t.fetch(urgent(t.life), reg, j)
+	t.giveBack(j, reg, err)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil {
+		t.reads.inRow = 0
+		return
+	}
+	t.reads.failed++
+	t.reads.inRow++
+	t.reads.err = err
+	pause := min(reg.retry.backoff(t.reads.inRow), demandPause)
+	var transient *transientError
+	if errors.As(err, &transient) {
+		pause = max(pause, min(transient.after, readPatience))
+	}
+	t.reads.retryAt = time.Now().Add(pause)
+	t.wake()
+}
