@@ -164,6 +164,13 @@ const (
 	engineKernel        = "kernel"
 )
 
+// lazyNever has images be complete before they are mounted.
+const lazyNever = "never"
+
+// mayBeLazy tells whether the image may be mounted before it is complete. The kernel
+// reads an image's file by itself, so that it must be.
+func (a *attributes) mayBeLazy() bool { return a.Lazy != lazyNever && a.Engine != engineKernel }
+
 // choice is an attribute with a fixed set of values, the first the default.
 type choice struct {
 	key    string
@@ -181,8 +188,7 @@ var choices = []choice{
 		field: func(a *attributes) *string { return &a.Engine },
 	},
 	{
-		// Images are pulled whole in this release, which both values allow.
-		key: keyLazy, values: []string{"auto", "never"},
+		key: keyLazy, values: []string{"auto", lazyNever},
 		field: func(a *attributes) *string { return &a.Lazy },
 	},
 }

@@ -26,6 +26,9 @@ type image interface {
 	Reference() string
 	// Digest is "sha256:..." of the blob, "" of an image at a path.
 	Digest() string
+	// UseCredentials gives an image that is not complete other credentials to be
+	// completed with.
+	UseCredentials(dockerConfig []byte) error
 	// Release unpins. Idempotent.
 	Release()
 }
@@ -67,6 +70,9 @@ type front interface {
 	Reason() string
 	// Healthy returns nil while the tree can be read.
 	Healthy() error
+	// Trouble says why the image can't be completed at the moment, nil while it can
+	// and when it is.
+	Trouble() error
 	// Stats returns the size of the image.
 	Stats() imageStats
 	// Release drops the hold; the last one unmounts the tree. After an error

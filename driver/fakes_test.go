@@ -121,6 +121,9 @@ func (i *fakeImage) ID() string {
 }
 func (i *fakeImage) Reference() string { return i.ref }
 func (i *fakeImage) Digest() string    { return "" }
+
+func (i *fakeImage) UseCredentials([]byte) error { return nil }
+
 func (i *fakeImage) Release() {
 	i.once.Do(func() {
 		i.store.mu.Lock()
@@ -209,6 +212,7 @@ func (f *fakeFront) Engine() string    { return "fuse" }
 func (f *fakeFront) Reason() string    { return "it is a fake" }
 func (f *fakeFront) Stats() imageStats { return imageStats{Bytes: 4096, Inodes: 2} }
 
+func (f *fakeFront) Trouble() error { return nil }
 func (f *fakeFront) Healthy() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -73,7 +74,12 @@ func (m *volumeManager) frontHealth(ctx context.Context, v *volume) condition {
 	why := m.usable(ctx, v)
 	switch {
 	case why == nil:
+		if trouble := v.front.Trouble(); trouble != nil {
+			return inaccessible("ImageIncomplete", fmt.Errorf("what of the image is not on the node can't be read at the moment: %w", trouble))
+		}
 		return condition{}
+	case errors.Is(why, nodecache.ErrDigestMismatch):
+		return inaccessible("ImageSpoiled", why)
 	case v.broken != nil:
 		return inaccessible("NotRebuilt", why)
 	}

@@ -22,6 +22,7 @@ func (m *volumeManager) Stage(ctx context.Context, req mountRequest) error {
 	if err := v.matches(req); err != nil {
 		return err
 	}
+	v.useCredentials(ctx, req.DockerConfig)
 	staging := *v.record.Staging
 	if staging.Path != req.Path {
 		state, _, err := m.places.inspect(ctx, staging.Path, "", 0)
@@ -54,7 +55,7 @@ func (m *volumeManager) Stage(ctx context.Context, req mountRequest) error {
 		rec.Staging = &recordPath{Path: req.Path, Flags: req.Flags}
 		v = &volume{record: rec, image: v.image, front: v.front, broken: v.broken}
 	}
-	return m.repair(ctx, v, req.Path, repairOptions(req))
+	return m.repair(ctx, v, req.Path, repairOptions(v, req))
 }
 
 // Publish mounts a volume at a target path, and makes it first if it is
@@ -75,6 +76,7 @@ func (m *volumeManager) Publish(ctx context.Context, req mountRequest) error {
 	if err := v.matches(req); err != nil {
 		return err
 	}
+	v.useCredentials(ctx, req.DockerConfig)
 	if s := v.record.Staging; s != nil && s.Path != req.StagingPath {
 		return refuse(errPrecondition, "volume %q is staged at %s, not at %s", req.VolumeID, s.Path, req.StagingPath)
 	}
@@ -84,7 +86,7 @@ func (m *volumeManager) Publish(ctx context.Context, req mountRequest) error {
 			req.VolumeID, req.Path, v.record.Targets[known].Flags, req.Flags)
 	}
 	if m.usable(ctx, v) != nil {
-		if err := m.repair(ctx, v, req.Path, repairOptions(req)); err != nil {
+		if err := m.repair(ctx, v, req.Path, repairOptions(v, req)); err != nil {
 			return err
 		}
 		v = m.lookup(req.VolumeID)
@@ -97,7 +99,7 @@ func (m *volumeManager) Publish(ctx context.Context, req mountRequest) error {
 		if state == placeCorrect {
 			return nil
 		}
-		return m.repair(ctx, v, req.Path, repairOptions(req))
+		return m.repair(ctx, v, req.Path, repairOptions(v, req))
 	}
 	return m.addTarget(ctx, v, req)
 }
@@ -143,6 +145,7 @@ func (m *volumeManager) create(ctx context.Context, req mountRequest) (err error
 	img, f, err := m.open(ctx, &u, wantFront(req.VolumeID, req.Domain, req.Ephemeral, req.Attributes), req.Attributes.Image, nodecache.AcquireOptions{
 		Policy:       req.Attributes.PullPolicy,
 		DockerConfig: req.DockerConfig,
+		Lazy:         req.Attributes.mayBeLazy(),
 	})
 	if err != nil {
 		return hintSecret(err, req)

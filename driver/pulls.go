@@ -77,7 +77,7 @@ func (p *pulls) join(ctx context.Context, volumeID, ref string, opts nodecache.A
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if q := p.running[volumeID]; q != nil {
-		if q.ref == ref && q.opts.Policy == opts.Policy && bytes.Equal(q.opts.DockerConfig, opts.DockerConfig) {
+		if q.ref == ref && q.opts.Policy == opts.Policy && q.opts.Lazy == opts.Lazy && bytes.Equal(q.opts.DockerConfig, opts.DockerConfig) {
 			q.waited = true
 			if q.expires != nil {
 				q.expires.Stop()

@@ -33,7 +33,9 @@ const (
 // would let one hung volume keep every new pod from the node.
 //
 // A volume that cannot be rebuilt stays known as broken: its health says why,
-// and the next Publish or Stage tries again. No registry is asked. Records
+// and the next Publish or Stage tries again. No registry is waited for: an image that
+// was lazy is again, with the node's own credentials until a Publish or Stage brings
+// some. Records
 // whose paths are all gone are removed.
 func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 	logger := klog.FromContext(ctx)
@@ -93,7 +95,7 @@ func (m *volumeManager) restore(ctx context.Context, rec record) {
 			logger.V(2).Info("Forgetting a volume whose paths are gone")
 			err = m.dismantle(ctx, v)
 		case err == nil:
-			err = m.repair(ctx, v, "", nodecache.AcquireOptions{Policy: nodecache.Never})
+			err = m.repair(ctx, v, "", nodecache.AcquireOptions{Policy: nodecache.Never, Lazy: rec.Attributes.mayBeLazy()})
 		}
 		return struct{}{}, err
 	})

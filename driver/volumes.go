@@ -208,6 +208,16 @@ func (m *volumeManager) open(ctx context.Context, u *undo, req frontRequest, ref
 	return img, f, nil
 }
 
+// useCredentials lets a call's secret complete an image that is not.
+func (v *volume) useCredentials(ctx context.Context, dockerConfig []byte) {
+	if v.image == nil || len(dockerConfig) == 0 {
+		return
+	}
+	if err := v.image.UseCredentials(dockerConfig); err != nil {
+		klog.FromContext(ctx).Error(err, "The credentials of a call are not used", "volumeID", v.record.VolumeID)
+	}
+}
+
 // release gives back what open got. A front that reports an error is gone all
 // the same, so there is nothing to try again.
 func (v *volume) release(ctx context.Context) {

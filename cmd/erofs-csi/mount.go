@@ -23,7 +23,7 @@ type mountFlags struct {
 	cacheLimit, storeLimit            string
 	imageSpace                        engine.ImageSpace
 	userNamespaces                    bool
-	front, engine, fingerprints       *choice
+	front, engine, fingerprints, lazy *choice
 	pull                              *pull
 }
 
@@ -69,6 +69,7 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
 	addStoreLimit(flags, &f.storeLimit, "0")
 	addImageSpace(flags, &f.imageSpace, "0")
 	flags.BoolVar(&f.userNamespaces, "user-namespaces", false, "mounts can be id-mapped, for containers in user namespaces (Linux 6.12)")
+	f.lazy = addChoice(cmd, "lazy", "auto mounts an image of a registry when its metadata is there, and pulls the rest meanwhile", "never", "auto")
 	f.pull = addPull(cmd)
 	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
 	_ = flags.MarkHidden("pprof") // it fails only for a flag that does not exist
@@ -181,6 +182,7 @@ func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountSer
 		if s.options, err = f.pull.options(); err != nil {
 			return nil, err
 		}
+		s.options.Lazy = f.lazy.value == "auto" && f.engine.value != engine.EngineKernel
 	}
 	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, f.imageSpace, pathsOnly); err != nil {
 		return nil, err

@@ -49,6 +49,9 @@ type childMount struct {
 	Limit  int64
 
 	Trusted, Kernel, IDMapped bool
+	// Incomplete lets the image come while it is read, Never without what it takes to
+	// resolve its reference.
+	Incomplete, Never bool
 }
 
 // childStats is what a child tells of itself.
@@ -66,6 +69,7 @@ type childReport struct {
 
 type childFront struct {
 	Path, Kind, Reason, Err string
+	Trouble                 string
 }
 
 func TestMain(m *testing.M) {
@@ -142,6 +146,16 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 			}
 			continue
 		}
+		if number, ok := strings.CutPrefix(lines.Text(), "look "); ok {
+			n, err := strconv.Atoi(number)
+			if err == nil {
+				err = json.NewEncoder(stdout).Encode(lookAt(fronts[n]))
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		n, err := strconv.Atoi(lines.Text())
 		if err != nil {
 			return err
@@ -165,7 +179,11 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 
 // mountChild mounts an image, which it keeps no longer than the front does.
 func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childMount) (*Front, childFront, error) {
-	img, err := store.Acquire(ctx, m.Image, nodecache.AcquireOptions{})
+	opts := nodecache.AcquireOptions{Lazy: m.Incomplete}
+	if m.Never {
+		opts.Policy = nodecache.Never
+	}
+	img, err := store.Acquire(ctx, m.Image, opts)
 	if err != nil {
 		return nil, childFront{}, err
 	}
@@ -178,6 +196,17 @@ func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childM
 		return nil, childFront{Err: err.Error()}, nil
 	}
 	return f, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()}, nil
+}
+
+// lookAt tells how a front is now.
+func lookAt(f *Front) childFront {
+	text := func(err error) string {
+		if err == nil {
+			return ""
+		}
+		return err.Error()
+	}
+	return childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason(), Err: text(f.Healthy()), Trouble: text(f.Trouble())}
 }
 
 func ownStats(e *Engine) (s childStats) {
@@ -314,6 +343,36 @@ func (ch *child) toggle(t *testing.T, n int) {
 	}
 	if err != nil {
 		t.Fatalf("mount %d: %v\n%s", n, err, ch.stderr)
+	}
+}
+
+// look tells how the nth front is now.
+func (ch *child) look(t *testing.T, n int) (f childFront) {
+	t.Helper()
+	if _, err := fmt.Fprintln(ch.stdin, "look", n); err != nil {
+		t.Fatal(err)
+	}
+	line, err := ch.stdout.ReadBytes('\n')
+	if err == nil {
+		err = json.Unmarshal(line, &f)
+	}
+	if err != nil {
+		t.Fatalf("look at %d: %v\n%s", n, err, ch.stderr)
+	}
+	return f
+}
+
+// waitFront waits until the nth front is as wanted.
+func (ch *child) waitFront(t *testing.T, n int, what string, ok func(childFront) bool) childFront {
+	t.Helper()
+	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		f := ch.look(t, n)
+		if ok(f) {
+			return f
+		}
+		if time.Since(start) > time.Minute {
+			t.Fatalf("front %d is not %s: %+v\n%s", n, what, f, ch.stderr)
+		}
 	}
 }
 

@@ -38,7 +38,10 @@ func newDomainFiles(d *domain) *domainFiles {
 func (d *domainFiles) add(j *joined, idle bool) {
 	d.images[j.member] = len(d.status.Images)
 	im := ImageStatus{Image: j.reference, Idle: idle, Files: j.files, Bytes: j.bytes}
-	if j.index != nil {
+	if !j.image.Complete() {
+		im.PulledBytes, im.ImageBytes = j.image.Progress()
+	}
+	if j.fingerprints() != nil {
 		a := d.domain.share.Account().Images[j.member]
 		im.Bytes, im.SharedFiles, im.SharedBytes = a.Bytes, a.SharedFiles, a.SharedBytes
 	} else {

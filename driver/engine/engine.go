@@ -102,6 +102,7 @@ type Engine struct {
 	// yielding is held while images are given back to the store: Close waits for it.
 	yielding sync.Mutex
 	indexes  indexer
+	lazy     lazyUse
 	// metadata is the cache of all images.
 	metadata *erofs.MetadataCache
 	scans    chan struct{} // maxScans images at a time
@@ -159,7 +160,10 @@ type Request struct {
 	// VolumeID names the volume in the status and, without a domain, is what other
 	// mounts must have in common with it to share memory.
 	VolumeID string
-	// Image stays the caller's, to release after the front.
+	// Image stays the caller's, to release after the front. One that is not complete is
+	// shown as soon as its metadata is there. Its files share with no other until it is
+	// complete and hashed, unless Trusted; then as Member.Identify of package share says.
+	// Once the last front of it is released it can't be mounted again: it is abandoned.
 	Image *nodecache.Image
 	// Keep leaves the image in its domain after the last front of it is released,
 	// so that the next one finds its pages in memory, as long as the kernel has not
@@ -196,15 +200,15 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	if req.Kernel { // whose mounts can be id-mapped
 		return e.mountByKernel(ctx, req)
 	}
-	key := frontKey{domain: domainKey(req), image: req.Image.ID(), idMapped: req.IDMapped}
+	key := frontKey{domain: domainKey(req), image: imageKey(req.Image), idMapped: req.IDMapped}
 	it, err := e.fronts.acquire(ctx, key, func() (*front, error) { return e.makeFront(ctx, key, req) })
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
 	}
 	shown := it.val
 	f := &Front{
-		path: shown.dir, kind: shown.kind, reason: shown.reason, stats: statsOf(shown.super),
-		healthy: shown.alive,
+		path: shown.dir, kind: shown.kind, reason: shown.why, stats: statsOf(shown.super),
+		healthy: shown.alive, trouble: shown.image.Trouble,
 	}
 	f.release = func() error {
 		shown.removeUser(req.VolumeID)

@@ -20,7 +20,7 @@ import (
 // frontKey names a front: an image in a domain.
 type frontKey struct {
 	domain string // domainKey
-	image  string // nodecache.Image.ID
+	image  string // imageKey
 
 	idMapped bool // Request.IDMapped
 }
@@ -30,7 +30,7 @@ type front struct {
 	*joined
 	reference string // by which the image was asked for
 	kind      string // FrontOverlay, FrontPassthrough or FrontTree
-	reason    string // why not the overlay, or why it shares less than it could
+	reason    string // why not the overlay, or why it shares less than it could; but see why
 	dir       string
 	session   *fusefs.Mount  // that answers for its tree; nil for an overlay
 	idMapped  bool           // Request.IDMapped
@@ -49,10 +49,12 @@ type users struct {
 
 // Front is a caller's hold on a front, until Release.
 type Front struct {
-	path, kind, reason string
-	stats              Stats
-	healthy            func() error
-	release            func() error
+	path, kind string
+	stats      Stats
+	reason     func() string
+	healthy    func() error
+	trouble    func() error
+	release    func() error
 
 	once sync.Once
 	err  error
@@ -76,7 +78,7 @@ func engineOf(front string) string {
 
 // Reason says why a front is not the best that there is, or shares less than it
 // could; it is empty for one that is and does.
-func (f *Front) Reason() string { return f.reason }
+func (f *Front) Reason() string { return f.reason() }
 
 // Stats is the size of an image.
 type Stats struct {
@@ -93,8 +95,13 @@ func statsOf(s erofs.Superblock) Stats {
 
 // Healthy tells whether the content mount still answers, and the front's own. Behind a
 // front of the kernel's there is none; there it tells whether an image that is used in
-// place is still what it was.
+// place is still what it was. A lazy image that turned out to be another than its digest
+// says is not healthy: [nodecache.Image.Spoiled].
 func (f *Front) Healthy() error { return f.healthy() }
+
+// Trouble returns why a lazy image can't be completed at the moment; reads of what is
+// not on the node fail or wait. The front is healthy for all that.
+func (f *Front) Trouble() error { return f.trouble() }
 
 // Release lets go of the front; the last one unmounts it. The image stays in its
 // domain, so that its pages are there for the next front, if that was asked for
@@ -158,6 +165,9 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 
 // alive tells whether what answers for the front still does.
 func (f *front) alive() error {
+	if err := f.image.Spoiled(); err != nil {
+		return err
+	}
 	if f.session != nil {
 		if err := f.session.Alive(); err != nil {
 			return err
@@ -261,7 +271,7 @@ func (e *Engine) unmakeFront(f *front) (err error) {
 			err = errors.Join(err, f.undo[i]())
 		}
 		f.undo = nil
-		if f.keep && e.ctx.Err() == nil && f.domain.mount.Alive() == nil {
+		if f.keep && e.ctx.Err() == nil && f.image.Spoiled() == nil && f.domain.mount.Alive() == nil {
 			err = errors.Join(err, e.rest(f.joined))
 		} else {
 			err = errors.Join(err, e.leave(f.joined))

@@ -31,12 +31,14 @@ type joined struct {
 	domain     *domain
 	domainItem *item[string, *domain]
 	member     *share.Member
-	index      *fingerprint.Index // nil: without a domain
-	tree       string             // where the content mount shows its tree, empty before it does
+	lazy       bool   // the image was not complete when it joined
+	watched    *watch // of a lazy one
+	tree       string // where the content mount shows its tree, empty before it does
 	shown      passthroughTree
 
 	mu     sync.Mutex
-	stored []string // names of files that it holds in the domain's layer; GUARDED_BY(mu)
+	index  *fingerprint.Index // nil: without a domain, and of a lazy one at first; GUARDED_BY(mu)
+	stored []string           // names of files that it holds in the domain's layer; GUARDED_BY(mu)
 }
 
 // join opens an image and adds it to its domain, which it makes if need be.
@@ -46,8 +48,8 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request) (_ *joined
 		if err == nil {
 			return
 		}
-		if j.index != nil {
-			j.index.Close()
+		if ix := j.fingerprints(); ix != nil {
+			ix.Close()
 		}
 		if j.erofs != nil {
 			e.metadata.Forget(j.erofs)
@@ -61,6 +63,7 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request) (_ *joined
 		return nil, err
 	}
 	j.super = j.erofs.Superblock()
+	j.lazy = !j.image.Complete()
 	if err := e.identify(ctx, j, req); err != nil {
 		return nil, err
 	}
@@ -69,13 +72,18 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request) (_ *joined
 		return nil, err
 	}
 	j.domain = j.domainItem.val
-	j.member, err = j.domain.share.Join(j.erofs, share.NewTag(key.image), j.index)
-	return j, err
+	if j.member, err = j.domain.share.Join(j.erofs, share.NewTag(key.image), j.fingerprints()); err != nil {
+		return nil, err
+	}
+	if j.lazy {
+		e.watchLazy(j, req.Domain != "" && !req.Trusted) //nolint:contextcheck // it outlives the call
+	}
+	return j, nil
 }
 
 // identify finds out what the files of an image may share by.
 func (e *Engine) identify(ctx context.Context, j *joined, req Request) (err error) {
-	if req.Domain != "" && !req.Trusted {
+	if req.Domain != "" && !req.Trusted && !j.lazy {
 		if j.index, err = e.index(ctx, j.image); err != nil {
 			return err
 		}
@@ -86,18 +94,25 @@ func (e *Engine) identify(ctx context.Context, j *joined, req Request) (err erro
 	if err != nil {
 		return err
 	}
-	if req.Domain != "" {
+	if req.Domain != "" && req.Trusted {
 		if j.index, err = fingerprint.Claimed(j.erofs, files); err != nil {
 			return err
 		}
 		j.files, j.private = j.index.Len(), j.index.LeftOut()
 		return nil
 	}
-	j.files = len(files) // nothing is shared, and no hash needed
+	j.files = len(files) // nothing is shared, or not yet, and no hash needed
 	for _, f := range files {
 		j.bytes += f.Size
 	}
 	return nil
+}
+
+// fingerprints are those of the image's files, nil as long as they share with none.
+func (j *joined) fingerprints() *fingerprint.Index {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.index
 }
 
 // sharesLess says why files of the image share with no other though the domain
@@ -121,6 +136,7 @@ func joinReasons(reasons ...string) string {
 // The mounts that show it must be gone.
 func (e *Engine) leave(j *joined) error {
 	log := klog.FromContext(e.ctx)
+	e.unwatchLazy(j)
 	if j.tree != "" {
 		j.domain.fs.RemoveTree(j.member)
 	}
@@ -132,8 +148,8 @@ func (e *Engine) leave(j *joined) error {
 			log.Error(err, "Cannot drop all pages of an image that is gone", "image", j.reference)
 		}
 	}
-	if j.index != nil {
-		j.index.Close()
+	if ix := j.fingerprints(); ix != nil {
+		ix.Close()
 	}
 	e.metadata.Forget(j.erofs)
 	err := e.domains.release(j.domainItem)

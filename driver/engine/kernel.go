@@ -68,7 +68,15 @@ func (e *Engine) mountByKernel(ctx context.Context, req Request) (*Front, error)
 	if req.CacheLimit != 0 {
 		return nil, fmt.Errorf("%w: a cache limit, which only engine fuse can keep", ErrKernel)
 	}
-	key := frontKey{domain: domainKey(req), image: req.Image.ID()}
+	select { // the kernel reads the file without asking us
+	case <-req.Image.Settled():
+	case <-ctx.Done():
+		return nil, fmt.Errorf("mount %s: it is not complete: %w", req.Image.Reference(), context.Cause(ctx))
+	}
+	if err := req.Image.Spoiled(); err != nil {
+		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
+	}
+	key := frontKey{domain: domainKey(req), image: imageKey(req.Image)}
 	it, err := e.kernels.acquire(ctx, key, func() (*kernelFront, error) { return e.makeKernelFront(ctx, key, req) })
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", req.Image.Reference(), err)
@@ -76,8 +84,9 @@ func (e *Engine) mountByKernel(ctx context.Context, req Request) (*Front, error)
 	f := it.val
 	f.addUser(req.VolumeID)
 	return &Front{
-		path: f.dir, kind: FrontKernel, reason: f.reason, stats: statsOf(f.super),
+		path: f.dir, kind: FrontKernel, reason: func() string { return f.reason }, stats: statsOf(f.super),
 		healthy: f.image.Changed,
+		trouble: f.image.Trouble,
 		release: func() error {
 			f.removeUser(req.VolumeID)
 			return e.kernels.release(it)

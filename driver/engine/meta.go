@@ -20,7 +20,7 @@ const maxScans = 4
 
 // metaKey names a META: it is the same in every domain.
 type metaKey struct {
-	image string   // nodecache.Image.ID
+	image string   // imageKey
 	index [32]byte // fingerprint.Index.ID, 0 without one
 }
 
@@ -34,8 +34,9 @@ type meta struct {
 // e.metas.release.
 func (e *Engine) acquireMeta(ctx context.Context, f *front) (*item[metaKey, *meta], error) {
 	key := metaKey{image: f.key.image}
-	if f.index != nil {
-		key.index = f.index.ID()
+	ix := f.fingerprints()
+	if ix != nil {
+		key.index = ix.ID()
 	}
 	return e.metas.acquire(ctx, key, func() (*meta, error) {
 		dir, err := e.instance.mountpoint(fmt.Sprintf("meta-%d", e.serial.Add(1)))
@@ -43,7 +44,7 @@ func (e *Engine) acquireMeta(ctx context.Context, f *front) (*item[metaKey, *met
 			return nil, err
 		}
 		m := &meta{dir: dir}
-		if err := e.writeAndMountMeta(ctx, f, m); err != nil {
+		if err := e.writeAndMountMeta(ctx, f, ix != nil, m); err != nil {
 			return nil, errors.Join(fmt.Errorf("metadata image: %w", err), os.Remove(dir))
 		}
 		return m, nil
@@ -54,8 +55,9 @@ func unmakeMeta(m *meta) error { return errors.Join(unmount(m.dir), os.Remove(m.
 
 // writeAndMountMeta mounts the image's metadata at m.dir, and notes the large files.
 // The file that is mounted has no name: it is gone with the mount, whatever happens to
-// us.
-func (e *Engine) writeAndMountMeta(ctx context.Context, f *front, m *meta) error {
+// us. shares: files are named by their content where it is known; else by themselves,
+// also if it becomes known while this is written, for other domains have this META too.
+func (e *Engine) writeAndMountMeta(ctx context.Context, f *front, shares bool, m *meta) error {
 	select {
 	case e.scans <- struct{}{}:
 		defer func() { <-e.scans }()
@@ -70,7 +72,7 @@ func (e *Engine) writeAndMountMeta(ctx context.Context, f *front, m *meta) error
 	found := make(map[share.Key]struct{})
 	content := func(in *erofs.Inode) string {
 		k, ok := f.member.Key(in.NID, in.Size)
-		if !ok {
+		if !ok || !shares {
 			return share.PrivatePath(f.member.Tag(), in.NID)
 		}
 		if in.Size >= minStored {

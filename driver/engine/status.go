@@ -80,6 +80,11 @@ type ImageStatus struct {
 	SharedFiles int   `json:"sharedFiles"`
 	SharedBytes int64 `json:"sharedBytes"`
 
+	// PulledBytes are those of the image's ImageBytes that are on the node; of a lazy
+	// image until it is complete, else both are 0.
+	PulledBytes int64 `json:"pulledBytes,omitempty"`
+	ImageBytes  int64 `json:"imageBytes,omitempty"`
+
 	// BytesResident is the page cache of the image's files. What several images share
 	// is counted for each of them, copies within the image once.
 	BytesResident int64 `json:"bytesResident"`
@@ -140,7 +145,7 @@ func (e *Engine) account(q query) (Status, []filesOf) {
 			d := add(f.joined, false)
 			d.status.Fronts = append(d.status.Fronts, FrontStatus{
 				Image: f.reference, Digest: f.image.Digest(),
-				Front: f.kind, Reason: f.reason, Target: f.dir, Volumes: volumes,
+				Front: f.kind, Reason: f.why(), Target: f.dir, Volumes: volumes,
 			})
 			if q.Volume != nil {
 				d.only = append(d.only, f.member)

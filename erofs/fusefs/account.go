@@ -80,7 +80,13 @@ func (f *FS) Node(node uint64) (NodeUse, bool) {
 	case kindContent:
 		if in, ok := f.domain.Inode(id.index()); ok {
 			use := NodeUse{in.Path(), in.Size(), in.Files()}
-			return use, use.Path != ""
+			if use.Path == "" {
+				return use, false
+			}
+			if !in.Shared() { // whose name may be that of a shared inode by now
+				use.Path = id.path()
+			}
+			return use, true
 		}
 	case kindMerged:
 		if n := f.merged.get(id); n != nil {
@@ -118,6 +124,17 @@ func (f *FS) filesOf(n *merged) (list []share.MemberFiles) {
 // path is the name by which nodeByNumber finds a file.
 func (id nodeID) path() string {
 	return path.Join("/node", strconv.FormatUint(uint64(id), 16))
+}
+
+// DropPages makes the kernel drop the pages of an image's files, but keep the files. It
+// must not be called from a request: the notification waits for pages being read.
+func (f *FS) DropPages(m *share.Member) error {
+	var errs []error
+	f.eachInUse(m, func(id nodeID, use *share.Use) bool {
+		errs = append(errs, f.dropPages(id, use))
+		return true
+	})
+	return errors.Join(errs...)
 }
 
 // Drop makes the kernel forget inodes that no image can supply any more, and

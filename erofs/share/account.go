@@ -37,11 +37,12 @@ func (d *Domain) Account() *Account {
 	a := &Account{Images: make(map[*Member]ImageAccount), of: now}
 	var h cursors
 	for _, m := range now.joined {
-		if m.fp == nil || !m.enter() {
+		fp := m.fp.Load()
+		if fp == nil || !m.enter() {
 			continue
 		}
 		defer m.exit()
-		if c := (&cursor{member: m}); c.load() {
+		if c := (&cursor{member: m, fp: fp}); c.load() {
 			h = append(h, c)
 		}
 	}
@@ -68,7 +69,7 @@ func (a *Account) content(h *cursors) {
 			n++
 		}
 		parts = append(parts, part{c.member, n})
-		if c.at < c.member.fp.Len() {
+		if c.at < c.fp.Len() {
 			heap.Fix(h, 0)
 		} else {
 			heap.Pop(h)
@@ -91,6 +92,7 @@ func (a *Account) content(h *cursors) {
 // cursor is a place in a member's index. The member's gate is held.
 type cursor struct {
 	member *Member
+	fp     *fingerprint.Index
 	at     int
 	entry  fingerprint.Entry // at it
 }
@@ -98,8 +100,8 @@ type cursor struct {
 // load reads the entry, and tells whether there is one. Those that can't be read are
 // left out.
 func (c *cursor) load() bool {
-	for ; c.at < c.member.fp.Len(); c.at++ {
-		if c.entry = c.member.fp.Entry(c.at); c.entry.Size > 0 {
+	for ; c.at < c.fp.Len(); c.at++ {
+		if c.entry = c.fp.Entry(c.at); c.entry.Size > 0 {
 			return true
 		}
 	}

@@ -67,7 +67,8 @@ func (d *Domain) String() string { return fmt.Sprintf("domain %q", d.name) }
 //
 // It fails when the domain has 65534 images.
 func (d *Domain) Join(im *erofs.Image, tag Tag, fp *fingerprint.Index) (*Member, error) {
-	m := &Member{domain: d, image: im, tag: tag, fp: fp}
+	m := &Member{domain: d, image: im, tag: tag}
+	m.fp.Store(fp)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	old := d.members.Load()
@@ -193,7 +194,7 @@ func (d *Domain) identity(index uint64, r *record) (identity, bool) {
 	if s.private() {
 		return privateIdentity(m.tag, s.nid()), true
 	}
-	e := m.fp.Entry(s.entry())
+	e := m.fp.Load().Entry(s.entry())
 	return identity{key: Key{Sum: e.Sum, Size: e.Size}}, e.Size > 0
 }
 
@@ -213,10 +214,18 @@ func (d *Domain) known(id *identity, hash uint64) (Inode, bool) {
 // Find returns the shared inode that a path in the content mount names, and
 // counts one kernel reference to it, which Forget takes back. There is none
 // when no file of the domain has this name.
+//
+// The private name of a file that has a fingerprint, which it had not when it was named,
+// is one of its shared inode.
 func (d *Domain) Find(path string) (Inode, bool) {
 	id, ok := parsePath(path)
 	if !ok {
 		return Inode{}, false
+	}
+	if id.private {
+		if k, ok := d.identified(&id); ok {
+			id = identity{key: k}
+		}
 	}
 	return d.find(&id)
 }

@@ -208,9 +208,12 @@ func (m *Member) readSource(r *record, s source, p []byte, off int64) (int, erro
 // readAt reads a file of the image that is known to have the given size. The gate is
 // held, and s is one of this member's.
 func (m *Member) readAt(s source, size int64, p []byte, off int64) (int, error) {
+	if err := m.failed.Load(); err != nil {
+		return 0, *err
+	}
 	nid := s.nid()
 	if !s.private() {
-		e := m.fp.Entry(s.entry())
+		e := m.fp.Load().Entry(s.entry())
 		if e.Size != size {
 			return 0, errIndex
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"iter"
 	"sync"
+	"sync/atomic"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
@@ -17,7 +18,8 @@ type Member struct {
 	domain *Domain
 	image  *erofs.Image
 	tag    Tag
-	fp     *fingerprint.Index // nil: nothing of the image is shared
+	fp     atomic.Pointer[fingerprint.Index] // nil: nothing of the image is shared; set once
+	failed atomic.Pointer[error]             // why nothing of it is to be read any more
 	slot   uint16
 	pace   pace
 
@@ -31,10 +33,11 @@ type Member struct {
 // Key returns the content of a regular file of the given size that may be shared.
 // It must not be called after Leave.
 func (m *Member) Key(nid uint64, size int64) (Key, bool) {
-	if m.fp == nil {
+	fp := m.fp.Load()
+	if fp == nil {
 		return Key{}, false
 	}
-	sum, ok := m.fp.Lookup(nid)
+	sum, ok := fp.Lookup(nid)
 	return Key{Sum: sum, Size: size}, ok
 }
 
@@ -75,6 +78,9 @@ func (m *Member) Do(f func(*erofs.Image) error) error {
 	defer m.gate.RUnlock()
 	if m.left {
 		return errLeft
+	}
+	if err := m.failed.Load(); err != nil {
+		return *err
 	}
 	return f(m.image)
 }
@@ -118,12 +124,13 @@ func (m *Member) backings(id *identity) iter.Seq[backing] {
 			}
 			return
 		}
-		if m.fp == nil {
+		fp := m.fp.Load()
+		if fp == nil {
 			return
 		}
-		from, end := m.fp.Find(id.key.Sum, id.key.Size)
+		from, end := fp.Find(id.key.Sum, id.key.Size)
 		for i := from; i < min(end, from+maxCopies); i++ {
-			b := backing{member: m, source: entrySource(m.slot, i), size: id.key.Size, cost: m.fp.Entry(i).Cost}
+			b := backing{member: m, source: entrySource(m.slot, i), size: id.key.Size, cost: fp.Entry(i).Cost}
 			if !yield(b) {
 				return
 			}
@@ -131,15 +138,12 @@ func (m *Member) backings(id *identity) iter.Seq[backing] {
 	}
 }
 
-// private returns the file of the image that an identity names, if it shares with no
-// other: a regular file that holds data.
+// private returns the file of the image that an identity names: a regular file that holds
+// data. Whether it shares with others by now is not asked; see Domain.Find.
 func (m *Member) private(id *identity) (backing, bool) {
 	tag, nid := id.file()
 	s, ok := privateSource(m.slot, nid)
 	if tag != m.tag || !ok {
-		return backing{}, false
-	}
-	if _, shared := m.Key(nid, 0); shared {
 		return backing{}, false
 	}
 	in, err := m.image.Inode(nid)
@@ -157,17 +161,19 @@ func (m *Member) count(id *identity) (files int, size int64) {
 		}
 		return 0, 0
 	}
-	if m.fp == nil {
+	fp := m.fp.Load()
+	if fp == nil {
 		return 0, 0
 	}
-	from, end := m.fp.Find(id.key.Sum, id.key.Size)
+	from, end := fp.Find(id.key.Sum, id.key.Size)
 	return end - from, id.key.Size
 }
 
 // leastCost is no more than that of any file of the image.
 func (m *Member) leastCost() uint8 {
-	if m.fp == nil || m.fp.Len() == 0 {
+	fp := m.fp.Load()
+	if fp == nil || fp.Len() == 0 {
 		return badCost
 	}
-	return m.fp.LeastCost()
+	return fp.LeastCost()
 }
