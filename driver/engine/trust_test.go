@@ -342,7 +342,8 @@ func TestIndexIsReusedAndRebuilt(t *testing.T) {
 	if n := start(image); n > size/2 {
 		t.Errorf("%d bytes were read though there was an index", n)
 	}
-	if after, err := os.Stat(list[0]); err != nil || !os.SameFile(before, after) || before.ModTime() != after.ModTime() {
+	// Its mtime is when it was last used.
+	if after, err := os.Stat(list[0]); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the index was written again: %v", err)
 	}
 	flipped := slices.Clone(good)
