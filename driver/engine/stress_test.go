@@ -86,7 +86,7 @@ func TestManyMountsAndEvictions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c := a.Contents; c.Bytes > limit || c.Evictions < 5 {
+		if c := a.Contents; c.Bytes > limit || c.Evictions < 2 {
 			t.Errorf("%d bytes after %d evictions, the limit is %d", c.Bytes, c.Evictions, limit)
 		}
 		for _, im := range a.Contents.Images {

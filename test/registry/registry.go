@@ -36,7 +36,7 @@ type Registry struct {
 }
 
 // LongPart is from which length on, in bytes, a part is not for a reader.
-const LongPart = 4 << 20
+const LongPart = 2 << 20
 
 // New serves the image of a file until the end of the test.
 func New(t testing.TB, image string) *Registry {
