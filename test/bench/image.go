@@ -39,7 +39,7 @@ func (b *bench) makeImages(ctx context.Context) (err error) {
 		}
 	}
 	var tree string
-	for _, name := range []string{"plain", "lz4", "zstd", "small", "codecs", "pull"} {
+	for _, name := range []string{"plain", "lz4", "zstd", "small", "codecs", "pull", "lazy"} {
 		if b.wants(name) && tree == "" {
 			if tree, err = b.contentTree(ctx); err != nil {
 				return err
@@ -60,7 +60,12 @@ func (b *bench) makeImages(ctx context.Context) (err error) {
 		}
 	}
 	if b.wants("pull") {
-		if err := b.makePulled(ctx, tree); err != nil {
+		if b.pulled, err = b.makePulled(ctx, tree, "image to pull", b.pullMiB); err != nil {
+			return err
+		}
+	}
+	if b.wants("lazy") {
+		if b.far, err = b.makePulled(ctx, tree, "image far away", lazyMiB); err != nil {
 			return err
 		}
 	}
@@ -175,7 +180,7 @@ func (b *bench) imageInfos() []imageInfo {
 		}
 	}
 	infos = append(infos, b.big.info())
-	for _, im := range append([]*image{b.small10k, b.inodes, b.pulled}, b.coded...) {
+	for _, im := range append([]*image{b.small10k, b.inodes, b.pulled, b.far}, b.coded...) {
 		infos = append(infos, kindred{im}.info())
 	}
 	return slices.DeleteFunc(infos, func(i imageInfo) bool { return i.Name == "" })

@@ -40,7 +40,7 @@ func (b *bench) measurePull(ctx context.Context, t *table) (err error) {
 			return nil
 		}
 	}
-	r, err := b.startRegistry(ctx)
+	r, err := b.startRegistry(ctx, b.pulled)
 	if err != nil {
 		return err
 	}
@@ -101,8 +101,8 @@ func (r *registry) check(file string) error {
 	return nil
 }
 
-// startRegistry serves the image to be pulled.
-func (b *bench) startRegistry(ctx context.Context) (_ *registry, err error) {
+// startRegistry serves an image.
+func (b *bench) startRegistry(ctx context.Context, im *image) (_ *registry, err error) {
 	dir := filepath.Join(b.work, "registry")
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -138,7 +138,7 @@ func (b *bench) startRegistry(ctx context.Context) (_ *registry, err error) {
 			return nil, fmt.Errorf("docker-registry does not answer: %w", err)
 		}
 	}
-	if err := r.push(ctx, b.pulled); err != nil {
+	if err := r.push(ctx, im); err != nil {
 		return nil, fmt.Errorf("push: %w", err)
 	}
 	name := r.blob.Digest.Encoded()
@@ -181,12 +181,12 @@ func (r *registry) push(ctx context.Context, im *image) error {
 	)
 }
 
-// makePulled makes the image that is pulled.
-func (b *bench) makePulled(ctx context.Context, tree string) (err error) {
+// makePulled makes an image to be pulled.
+func (b *bench) makePulled(ctx context.Context, tree, name string, mib int) (*image, error) {
 	dir := filepath.Join(b.work, "trees", "pulled")
-	if err := writeBig(ctx, tree, dir, int64(b.pullMiB)<<20); err != nil {
-		return err
+	if err := writeBig(ctx, tree, dir, int64(mib)<<20); err != nil {
+		return nil, err
 	}
-	b.pulled, err = b.makeImage(ctx, "image to pull", dir)
-	return errors.Join(err, os.RemoveAll(dir))
+	im, err := b.makeImage(ctx, name, dir)
+	return im, errors.Join(err, os.RemoveAll(dir))
 }

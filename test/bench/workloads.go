@@ -20,6 +20,7 @@ type bench struct {
 	coded    []*image // one tree by each codec
 	inodes   *image   // of many empty files
 	pulled   *image   // from a registry
+	far      *image   // the same, over a slow wire
 }
 
 // workload is one group of rows of a table.
@@ -34,6 +35,7 @@ func workloads() []workload {
 		{"cache", (*bench).measureCache},
 		{"workloads", (*bench).measureRunning},
 		{"ready", (*bench).measureReady},
+		{"lazy", (*bench).measureLazy},
 	}
 }
 
