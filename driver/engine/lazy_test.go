@@ -193,16 +193,16 @@ func TestLazyImageComesBack(t *testing.T) {
 	tree := manyFiles(t, 24)
 	image := images.Build(t, images.NewestMkfs(t), nil, tree)
 	reg := registry.New(t, image)
-	cache := t.TempDir()
+	state, cache := stateDir(t), t.TempDir()
 	mount := childMount{Domain: "x", Volume: "v", Image: reg.Ref, Incomplete: true}
-	ch := startChild(t, childConfig{CacheDir: cache, Mounts: []childMount{mount}})
+	ch := startChild(t, childConfig{StateDir: state, CacheDir: cache, Mounts: []childMount{mount}})
 	wantSameFile(t, tree, ch.Fronts[0].Path, "file15")
 	before := reg.Sent.Load()
 	ch.kill(t)
 
 	reg.Down.Store(true)
 	mount.Never = true
-	ch = startChild(t, childConfig{CacheDir: cache, Mounts: []childMount{mount}})
+	ch = startChild(t, childConfig{StateDir: state, CacheDir: cache, Mounts: []childMount{mount}})
 	if err := ch.Fronts[0].Err; err != "" {
 		t.Fatal(err)
 	}
