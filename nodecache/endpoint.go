@@ -132,7 +132,7 @@ func (e *endpoint) do(ctx context.Context, s *session, ref reference, method, ki
 	}
 	for {
 		plain := e.plain.Load()
-		req, err := http.NewRequestWithContext(ctx, method, e.address(ref, kind, name), http.NoBody)
+		req, err := http.NewRequestWithContext(ctx, method, e.address(ref, kind, name), http.NoBody) //nolint:gosec // what the user and the administrator named is to be asked
 		if err != nil {
 			return nil, invalidReference(ref.String(), "it makes no URL")
 		}
