@@ -22,6 +22,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/textlogger"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
@@ -37,7 +38,21 @@ type childConfig struct {
 	Config     Config
 }
 
+// statusEnv makes the test binary an erofs-csi status of a state directory.
+const statusEnv = "EROFS_CSI_TEST_STATUS"
+
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(statusEnv); dir != "" {
+		list, err := engine.ReadStatus(context.Background(), dir)
+		if err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(list)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "status:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if text := os.Getenv(childEnv); text != "" {
 		if err := runChild(text); err != nil {
 			fmt.Fprintln(os.Stderr, "child:", err)
@@ -63,6 +78,15 @@ func runChild(text string) error {
 			_, _ = fmt.Fprintln(os.Stdout, runtime.NumGoroutine())
 		}
 	}()
+	c.Config.ReadStatus = func(ctx context.Context) (list []engine.Status, err error) {
+		cmd := exec.CommandContext(ctx, "/proc/self/exe")
+		cmd.Env = append(os.Environ(), statusEnv+"="+c.Config.StateDir)
+		out, err := cmd.Output()
+		if err != nil {
+			return nil, err
+		}
+		return list, json.Unmarshal(out, &list)
+	}
 	if c.Controller {
 		return RunController(ctx, c.Config)
 	}

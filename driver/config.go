@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -71,6 +72,14 @@ type Config struct {
 	// Kubeconfig is the file that says how to reach the Kubernetes API; "" is
 	// that of the cluster the process runs in, if it does.
 	Kubeconfig string
+
+	// MetricsAddress is the TCP address, host:port, at which Prometheus may ask for
+	// /metrics without authentication; "" is none.
+	MetricsAddress string
+	// ReadStatus is engine.ReadStatus of StateDir by another process, since this one
+	// must not look into its own mounts; it returns soon after its context ends. Nil:
+	// the metrics of domains and their page cache are not there.
+	ReadStatus func(context.Context) ([]engine.Status, error) `json:"-"`
 
 	// RegistrationDir is kubelet's directory of registration sockets
 	// (/var/lib/kubelet/plugins_registry); "" leaves registration to the

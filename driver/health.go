@@ -12,10 +12,27 @@ import (
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
+// healthReasons are the values of condition.reason.
+var healthReasons = []string{
+	reasonNotRebuilt, reasonSpoiled, reasonIncomplete, reasonEngineUnhealthy,
+	reasonNotResponding, reasonNotMounted, reasonMountDead, reasonOtherMount,
+}
+
+const (
+	reasonNotRebuilt      = "NotRebuilt"
+	reasonSpoiled         = "ImageSpoiled"
+	reasonIncomplete      = "ImageIncomplete"
+	reasonEngineUnhealthy = "EngineUnhealthy"
+	reasonNotResponding   = "MountNotResponding"
+	reasonNotMounted      = "NotMounted"
+	reasonMountDead       = "MountDead"
+	reasonOtherMount      = "OtherMount"
+)
+
 // condition is what is wrong with a volume.
 type condition struct {
 	status csi.VolumeHealthErrorType
-	// reason is a CamelCase word for programs, "" when nothing is wrong; message a
+	// reason is one of healthReasons, "" when nothing is wrong; message a
 	// sentence for people, of what is wrong or of what the volume is made of.
 	reason, message string
 }
@@ -75,36 +92,36 @@ func (m *volumeManager) frontHealth(ctx context.Context, v *volume) condition {
 	switch {
 	case why == nil:
 		if trouble := v.front.Trouble(); trouble != nil {
-			return inaccessible("ImageIncomplete", fmt.Errorf("what of the image is not on the node can't be read at the moment: %w", trouble))
+			return inaccessible(reasonIncomplete, fmt.Errorf("what of the image is not on the node can't be read at the moment: %w", trouble))
 		}
 		return condition{}
 	case errors.Is(why, nodecache.ErrDigestMismatch):
-		return inaccessible("ImageSpoiled", why)
+		return inaccessible(reasonSpoiled, why)
 	case v.broken != nil:
-		return inaccessible("NotRebuilt", why)
+		return inaccessible(reasonNotRebuilt, why)
 	}
-	return inaccessible("EngineUnhealthy", why)
+	return inaccessible(reasonEngineUnhealthy, why)
 }
 
 func (m *volumeManager) placeHealth(ctx context.Context, v *volume, p recordPath) condition {
 	state, info, err := m.places.inspect(ctx, p.Path, v.front.Path(), p.Flags)
 	if err != nil {
-		return inaccessible("MountNotResponding", err)
+		return inaccessible(reasonNotResponding, err)
 	}
 	switch state {
 	case placeCorrect:
 	case placeFree:
-		return inaccessible("NotMounted", refuse(errPrecondition, "nothing is mounted at %s", p.Path))
+		return inaccessible(reasonNotMounted, refuse(errPrecondition, "nothing is mounted at %s", p.Path))
 	case placeDead:
-		return inaccessible("MountDead", refuse(errPrecondition, "the mount at %s is dead: its server is gone", p.Path))
+		return inaccessible(reasonMountDead, refuse(errPrecondition, "the mount at %s is dead: its server is gone", p.Path))
 	case placeFlags, placeForeign:
-		return inaccessible("OtherMount", refuse(errPrecondition, "something else is mounted at %s: %s (%s)", p.Path, info.Source, info.FsType))
+		return inaccessible(reasonOtherMount, refuse(errPrecondition, "something else is mounted at %s: %s (%s)", p.Path, info.Source, info.FsType))
 	}
 	// The first look into the tree itself.
 	if _, err := m.places.prober.lstat(ctx, p.Path); errors.Is(err, errNotResponding) {
-		return inaccessible("MountNotResponding", err)
+		return inaccessible(reasonNotResponding, err)
 	} else if err != nil {
-		return inaccessible("MountDead", err)
+		return inaccessible(reasonMountDead, err)
 	}
 	return condition{}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/erofs-csi/erofs-csi/driver/claims"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/metrics"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -81,11 +82,21 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(err, mounts.Close(ctx), store.Close())
 	}
-	return (&nodeServer{
+	server := &nodeServer{
 		cfg:     cfg,
 		socket:  socket,
 		service: &nodeService{nodeID: cfg.NodeID, inline: inline, volumes: volumes},
-	}).run(ctx, func() {
+	}
+	if cfg.MetricsAddress != "" {
+		samples := &sampling{store: store, volumes: volumes, readStatus: cfg.ReadStatus, prober: newProber(sampleTimeout)}
+		m := metrics.New(ctx, metrics.Source{
+			Version: cfg.Version, Ready: server.ready.Load,
+			Store: store.Counts, Engine: mounts.Counts, Volumes: volumes.byFront, Sample: samples.take,
+		})
+		server.around = append(server.around, m.Observe)
+		go m.Serve(ctx, cfg.MetricsAddress)
+	}
+	return server.run(ctx, func() {
 		wait()
 		if err := store.Tend(); err != nil { // what volumes use is in use by now
 			logger.Error(err, "The store of images is not looked after")
@@ -98,6 +109,7 @@ type nodeServer struct {
 	cfg     Config
 	socket  string
 	service *nodeService
+	around  []grpc.UnaryServerInterceptor // of calls of the CSI socket
 	ready   atomic.Bool
 }
 
@@ -108,15 +120,15 @@ func (n *nodeServer) run(ctx context.Context, restore func()) (err error) {
 	defer cancel()
 	ended := make(chan error, 2)
 	running := 0
-	start := func(socket string, register func(*grpc.Server)) {
+	start := func(socket string, register func(*grpc.Server), around ...grpc.UnaryServerInterceptor) {
 		running++
 		go func() {
 			// The end of one is the end of both.
 			defer cancel()
-			ended <- serve(ctx, socket, register)
+			ended <- serve(ctx, socket, register, around...)
 		}()
 	}
-	start(n.socket, n.register)
+	start(n.socket, n.register, n.around...)
 	if n.cfg.RegistrationDir != "" {
 		registration := &registrationService{endpoint: n.cfg.KubeletRegistrationPath}
 		if registration.endpoint == "" {

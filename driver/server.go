@@ -58,14 +58,15 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 }
 
 // serve serves on a unix socket until ctx ends, then lets the running calls
-// end, for stopTimeout at most, and removes the socket.
-func serve(ctx context.Context, path string, register func(*grpc.Server)) error {
+// end, for stopTimeout at most, and removes the socket. Those of around see each
+// call with the error that the caller gets.
+func serve(ctx context.Context, path string, register func(*grpc.Server), around ...grpc.UnaryServerInterceptor) error {
 	logger := klog.FromContext(ctx)
 	l, err := listen(ctx, path)
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", path, err)
 	}
-	server := grpc.NewServer(grpc.UnaryInterceptor(intercept(logger)))
+	server := grpc.NewServer(grpc.ChainUnaryInterceptor(append(around, intercept(logger))...))
 	register(server)
 	logger.V(2).Info("Serving", "socket", path)
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,8 @@ var errSlow = errors.New("the mirror is too slow")
 type answerBody struct {
 	io.ReadCloser
 	release func()
+	// received counts the bytes.
+	received *atomic.Int64
 
 	mirror    *endpoint // or nil
 	impatient bool      // a slow one counts as broken
@@ -32,11 +35,12 @@ type answerBody struct {
 }
 
 func (b *answerBody) Read(p []byte) (int, error) {
-	if b.mirror == nil {
-		return b.ReadCloser.Read(p)
-	}
 	start := time.Now()
 	n, err := b.ReadCloser.Read(p)
+	b.received.Add(int64(n))
+	if b.mirror == nil {
+		return n, err
+	}
 	b.spent += time.Since(start)
 	b.brought += int64(n)
 	if b.spent >= slowTime {

@@ -113,6 +113,8 @@ func (s *Store) boardConversion(ctx context.Context, reg *registryClient, p plan
 func (s *Store) runConversion(ctx context.Context, c *converting, reg *registryClient, p plan, key digest.Digest) {
 	defer s.running.Done()
 	defer c.cancel()
+	s.counters.conversions.begin()
+	defer func() { s.counters.conversions.end(c.err) }()
 	select {
 	case s.converters <- struct{}{}:
 		_, c.release, c.err = s.convertLayers(ctx, reg, p)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -274,15 +275,15 @@ func TestMirrorRanges(t *testing.T) {
 func TestMirrorSlow(t *testing.T) {
 	m := newMirrored(t, 1000)
 	mirror := &endpoint{host: m.mirror.host, health: newHealth()}
-	trickle := &answerBody{ReadCloser: slowReader{}, release: func() {}, mirror: mirror, impatient: true, spent: slowTime - time.Millisecond}
+	trickle := &answerBody{ReadCloser: slowReader{}, release: func() {}, received: new(atomic.Int64), mirror: mirror, impatient: true, spent: slowTime - time.Millisecond}
 	if _, err := trickle.Read(make([]byte, 100)); err == nil || !mirror.health.isBenched(mirror.key()) {
 		t.Errorf("a slow mirror is read on: %v", err)
 	}
-	trickle = &answerBody{ReadCloser: slowReader{}, release: func() {}, mirror: mirror, spent: slowTime - time.Millisecond}
+	trickle = &answerBody{ReadCloser: slowReader{}, release: func() {}, received: new(atomic.Int64), mirror: mirror, spent: slowTime - time.Millisecond}
 	if _, err := trickle.Read(make([]byte, 100)); err != nil {
 		t.Errorf("the only host is not read on: %v", err)
 	}
-	fast := &answerBody{ReadCloser: slowReader{}, release: func() {}, mirror: mirror, impatient: true, spent: slowTime - time.Millisecond, brought: 2 * slowRate * int64(slowTime/time.Second)}
+	fast := &answerBody{ReadCloser: slowReader{}, release: func() {}, received: new(atomic.Int64), mirror: mirror, impatient: true, spent: slowTime - time.Millisecond, brought: 2 * slowRate * int64(slowTime/time.Second)}
 	if _, err := fast.Read(make([]byte, 100)); err != nil {
 		t.Errorf("a fast mirror is not read on: %v", err)
 	}

@@ -44,6 +44,7 @@ type registries struct {
 	limits     *limits
 	health     *health
 	transports *transports
+	received   received
 }
 
 func newRegistries(cfg Config) (*registries, error) {

@@ -182,7 +182,7 @@ func (r *registryClient) sendOne(ctx context.Context, e *endpoint, method, kind,
 		release()
 		return nil, err
 	}
-	b := &answerBody{ReadCloser: resp.Body, release: release}
+	b := &answerBody{ReadCloser: resp.Body, release: release, received: r.shared.received.from(r.ref, e)}
 	if !e.server {
 		r.sent(name, e)
 		b.mirror, b.impatient = e, !e.health.isBenched(e.key())

@@ -76,6 +76,7 @@ type Store struct {
 	tendEvery  time.Duration
 	tending    chan struct{} // wakes Tend
 	evictions  atomic.Int64
+	counters   counters
 
 	// space makes one step of looking for room and taking it.
 	// LOCK ORDER: space before mu.
@@ -325,6 +326,14 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 			return s.openStored(ref, rec)
 		}
 	}
+	return s.fetch(ctx, ref, reg, opts)
+}
+
+// fetch brings an image that the store does not have into it, or begins to, and opens
+// it.
+func (s *Store) fetch(ctx context.Context, ref reference, reg *registryClient, opts AcquireOptions) (_ *Image, err error) {
+	s.counters.pulls.begin()
+	defer func() { s.counters.pulls.end(err) }()
 	p, err := reg.planOf(ctx)
 	if err != nil {
 		return nil, err
@@ -332,7 +341,7 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 	if p.convert {
 		return s.acquireConverted(ctx, ref, reg, p)
 	}
-	rec = p.rec
+	rec := p.rec
 	release, err := s.hold(ctx, imageID(rec.Blob))
 	if err != nil {
 		return nil, err

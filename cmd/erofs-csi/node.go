@@ -39,6 +39,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	addRegistries(flags, &cfg.Registries)
 	flags.StringArrayVar(&cfg.InlineDomains, "allow-inline-domain", nil, "`NAMESPACE=DOMAIN` that inline volumes of pods of the namespace may ask for (repeatable)")
 	flags.StringArrayVar(&cfg.TrustedInlineNamespaces, "trust-inline-namespace", nil, "`NAMESPACE` whose inline volumes may ask for engine: kernel and fingerprints: trusted (repeatable)")
+	flags.StringVar(&cfg.MetricsAddress, "metrics-address", "", "`HOST:PORT`, or :PORT, to serve metrics for Prometheus at, without authentication (default: none)")
 	flags.StringVar(&cfg.RegistrationDir, "registration-dir", "", "kubelet's plugins_registry `DIR`; empty leaves registration to the registrar sidecar")
 	flags.StringVar(&cfg.KubeletRegistrationPath, "kubelet-registration-path", "", "the endpoint's `PATH` as kubelet sees it (default: the endpoint's own)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -46,6 +47,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 			return err
 		}
 		cfg.Front = front.value
+		cfg.ReadStatus = statusByChild(cfg.StateDir)
 		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
 		return driver.RunNode(ctx, cfg)
@@ -113,6 +115,9 @@ func checkNodeFlags(cfg *driver.Config) error {
 	}
 	if err := cfg.ImageSpace.Apply(&nodecache.Config{Dir: cfg.CacheDir}); err != nil {
 		return usagef("%v", err)
+	}
+	if err := checkMetricsAddress(cfg.MetricsAddress); err != nil {
+		return err
 	}
 	for _, dir := range cfg.AllowedPaths {
 		if !filepath.IsAbs(dir) {

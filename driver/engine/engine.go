@@ -108,6 +108,8 @@ type Engine struct {
 	scans    chan struct{} // maxScans images at a time
 	serial   atomic.Uint64 // names of mount directories
 
+	hashed, unreadable, forged atomic.Int64 // see Counts
+
 	kernelDomains kernelDomains
 
 	ctx    context.Context // ends when the engine is closed; carries the logger

@@ -127,6 +127,9 @@ func (e *Engine) computeIndex(img *nodecache.Image) (*fingerprint.Index, error) 
 	}
 	log.V(2).Info("Computed an image's fingerprints", "image", img.Reference(),
 		"files", r.Files, "bytes", r.Bytes, "duration", time.Since(start))
+	e.hashed.Add(1)
+	e.unreadable.Add(int64(r.Unreadable))
+	e.forged.Add(int64(r.Forged))
 	if r.FirstError != nil {
 		log.Error(r.FirstError, "Files of an image are not shared", "image", img.Reference(), "unreadable", r.Unreadable, "forged", r.Forged)
 	}

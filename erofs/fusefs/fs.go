@@ -155,6 +155,13 @@ func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 
 // Read answers a page-cache miss.
 func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	place := reads.begin()
+	r, st := f.read(in, buf)
+	reads.end(place, r, st)
+	return r, st
+}
+
+func (f *FS) read(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	var shared share.Inode
 	var use *share.Use // nil: there is no such inode
 	switch id := nodeID(in.NodeId); id.kind() {
