@@ -12,10 +12,10 @@ import (
 
 // Bounds of the server.
 const (
-	answerTimeout    = 10 * time.Second // of one answer; Prometheus gives up then, too
-	maxScrapes        = 3                // at once
-	maxHeaders = 16 << 10         // bytes of a request's headers
-	listenAgain       = 10 * time.Second // after an address was not to be had
+	answerTimeout = 10 * time.Second // of one answer; Prometheus gives up then, too
+	maxScrapes    = 3                // at once
+	maxHeaders    = 16 << 10         // bytes of a request's headers
+	listenAgain   = 10 * time.Second // after an address was not to be had
 )
 
 // handler answers GET /metrics.
@@ -33,7 +33,9 @@ func (m *Metrics) handler(logger klog.Logger) http.Handler {
 // scrapeErrors logs what went wrong in a scrape.
 type scrapeErrors struct{ logger klog.Logger }
 
-func (e scrapeErrors) Println(v ...any) { e.logger.Info("A scrape of metrics failed in part", "reason", v) }
+func (e scrapeErrors) Println(v ...any) {
+	e.logger.Info("A scrape of metrics failed in part", "reason", v)
+}
 
 // Serve serves at a TCP address until ctx ends. An address that is not to be had is
 // no reason to end the mounts of the node: it is logged and tried again.
@@ -63,7 +65,7 @@ func (m *Metrics) serveOn(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: answerTimeout,
 		ReadTimeout:       answerTimeout,
 		WriteTimeout:      2 * answerTimeout, // of the making and the sending
-		IdleTimeout:       5 * time.Minute,    // longer than from scrape to scrape
+		IdleTimeout:       5 * time.Minute,   // longer than from scrape to scrape
 		MaxHeaderBytes:    maxHeaders,
 	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
