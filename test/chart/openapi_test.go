@@ -56,6 +56,9 @@ func openAPI(t testing.TB, version string) *kubernetesAPI {
 func (k *kubernetesAPI) check(object map[string]any) error {
 	version, _ := object["apiVersion"].(string)
 	kind, _ := object["kind"].(string)
+	if version == monitoringAPI {
+		return checkMonitoring(object)
+	}
 	schema, err := k.schema(version, kind)
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ func TestUnknownValues(t *testing.T) {
 		"controller.nodeSelector", "controller.affinity", "controller.podAnnotations", "controller.podLabels",
 		"node.serviceAccount.annotations", "controller.serviceAccount.annotations",
 		"node.resources.requests", "controller.resources.requests", "controller.resources.limits",
+		"metrics.serviceMonitor.labels", "metrics.prometheusRule.labels",
 		"controller.provisioner.resources.requests", "controller.provisioner.resources.limits",
 	}
 	levels := 0
@@ -70,6 +71,8 @@ func TestBadValues(t *testing.T) {
 		"mirrors of no registry":           `registries: {hosts: {"a/b": x}}`,
 		"a timeout without a unit":         `controller: {provisioner: {timeout: 60}}`,
 		"a namespace that is none":         `controller: {secretNamespaces: ["a b"]}`,
+		"a port that is none":              `metrics: {port: 0}`,
+		"an interval that is none":         `metrics: {serviceMonitor: {interval: often}}`,
 		"a log level that is a word":       `logLevel: debug`,
 	} {
 		var values map[string]any
