@@ -1,0 +1,63 @@
+package e2e
+
+import (
+	"context"
+	"crypto/subtle"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	user     = "robot"
+	password = "right"
+)
+
+// private is a registry that wants credentials: E2E_REGISTRY, behind this process, which
+// asks for user and password.
+type private struct {
+	host   string // as nodes name it
+	let    atomic.Int64
+	server *http.Server
+}
+
+// startPrivate listens at E2E_PRIVATE_REGISTRY, if that is set.
+func (r *run) startPrivate(ctx context.Context) error {
+	host := os.Getenv("E2E_PRIVATE_REGISTRY")
+	if host == "" {
+		return nil
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", host)
+	if err != nil {
+		return err
+	}
+	p := &private{host: host}
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.registry})
+	p.server = &http.Server{
+		ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			u, pw, ok := req.BasicAuth()
+			if !ok || u != user || subtle.ConstantTimeCompare([]byte(pw), []byte(password)) != 1 {
+				w.Header().Set("WWW-Authenticate", `Basic realm="e2e"`)
+				http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
+				return
+			}
+			p.let.Add(1)
+			req.Header.Del("Authorization")
+			proxy.ServeHTTP(w, req)
+		}),
+	}
+	go func() { _ = p.server.Serve(listener) }()
+	r.private = p
+	return nil
+}
+
+// ref is a reference of E2E_REGISTRY as one of the private registry.
+func (p *private) ref(r *run, ref string) string { return p.host + strings.TrimPrefix(ref, r.registry) }
+
+func (p *private) close() error { return p.server.Close() }
