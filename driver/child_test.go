@@ -264,7 +264,8 @@ func (n *node) image(t *testing.T, name, tree string, opts ...string) string {
 	return path
 }
 
-// stage stages a volume with attributes "key=value" beside the image.
+// stage stages a volume with attributes "key=value" beside the image, and publishes it
+// at show-<id>.
 func (n *node) stage(ch *child, id, image string, attributes ...string) error {
 	staging := n.path("staging-" + id)
 	if err := os.MkdirAll(staging, 0o750); err != nil {
@@ -273,7 +274,10 @@ func (n *node) stage(ch *child, id, image string, attributes ...string) error {
 	_, err := ch.NodeStageVolume(context.Background(), &csi.NodeStageVolumeRequest{
 		VolumeId: id, StagingTargetPath: staging, VolumeCapability: reader(), VolumeContext: volumeContext(image, attributes),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return n.publish(ch, id, "show-"+id, image, attributes...)
 }
 
 func (n *node) publish(ch *child, id, target, image string, attributes ...string) error {
@@ -299,7 +303,11 @@ func (n *node) unpublish(ch *child, id, target string) error {
 	return err
 }
 
+// unstage undoes stage.
 func (n *node) unstage(ch *child, id string) error {
+	if err := n.unpublish(ch, id, "show-"+id); err != nil {
+		return err
+	}
 	_, err := ch.NodeUnstageVolume(context.Background(), &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: n.path("staging-" + id)})
 	return err
 }

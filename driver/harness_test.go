@@ -205,6 +205,18 @@ func (p *plugin) checkContent(t *testing.T, place, want string) {
 	}
 }
 
+// checkUnmounted fails if something is mounted at a place of the directory.
+func (p *plugin) checkUnmounted(t *testing.T, place string) {
+	t.Helper()
+	table, err := readMountTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, ok := table.at(p.path(place)); ok {
+		t.Errorf("%s: %s is mounted there", place, m.Source)
+	}
+}
+
 // checkClean fails if anything of the volumes is left: pins, fronts, mounts,
 // records, known volumes.
 func (p *plugin) checkClean(t *testing.T) {

@@ -67,7 +67,7 @@ func (m *volumeManager) Health(ctx context.Context, volumeID string, paths ...st
 	if c := m.frontHealth(ctx, v); c.abnormal() {
 		return stats, c, nil
 	}
-	for _, p := range places {
+	for _, p := range v.record.Targets { // nothing is mounted at the staging path
 		if len(paths) > 0 && !slices.Contains(paths, p.Path) {
 			continue
 		}

@@ -2,13 +2,16 @@ package driver
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
-// Stage makes a persistent volume and mounts it at its staging path.
+// Stage makes a persistent volume. Nothing is mounted at its staging path: see
+// volumeManager.
 func (m *volumeManager) Stage(ctx context.Context, req mountRequest) error {
 	end, err := m.begin(req.VolumeID, req.Path)
 	if err != nil {
@@ -25,23 +28,17 @@ func (m *volumeManager) Stage(ctx context.Context, req mountRequest) error {
 	v.useCredentials(ctx, req.DockerConfig)
 	staging := *v.record.Staging
 	if staging.Path != req.Path {
-		state, _, err := m.places.inspect(ctx, staging.Path, "", 0)
-		if err != nil {
-			return err
-		}
-		if state != placeFree {
+		_, err := m.places.prober.lstat(ctx, staging.Path)
+		if err == nil {
 			return refuse(errExists, "volume %q is already staged at %s", req.VolumeID, staging.Path)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	} else if staging.Flags != req.Flags {
 		return refuse(errExists, "volume %q is already staged with mount options %s, asked for are %s", req.VolumeID, staging.Flags, req.Flags)
 	} else if m.usable(ctx, v) == nil {
-		state, _, err := m.places.inspect(ctx, req.Path, v.front.Path(), req.Flags)
-		if err != nil {
-			return err
-		}
-		if state == placeCorrect {
-			return nil
-		}
+		return nil
 	}
 	// The volume is known but not in order.
 	if len(v.record.Targets) == 0 {
@@ -172,7 +169,11 @@ func (m *volumeManager) create(ctx context.Context, req mountRequest) (err error
 	if err := m.saved.save(rec); err != nil {
 		return err
 	}
-	if err := m.bind(ctx, f, req.Path, req.Flags); err != nil {
+	if req.Ephemeral {
+		if err := m.bind(ctx, f, req.Path, req.Flags); err != nil {
+			return err
+		}
+	} else if err := ctx.Err(); err != nil { // given up meanwhile
 		return err
 	}
 	m.put(&volume{record: rec, image: img, front: f})

@@ -28,7 +28,7 @@ func TestLifeOfAVolume(t *testing.T) {
 	for range 3 { // each call is idempotent
 		p.mustStage(t, "v")
 	}
-	p.checkContent(t, "staging-v", "content of a")
+	p.checkUnmounted(t, "staging-v")
 	for range 3 {
 		p.mustPublish(t, "v", "pod1")
 		p.mustPublish(t, "v", "pod2")
@@ -425,9 +425,10 @@ func TestMountOptions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	p.mustPublish(t, "v", "other")
 	for place, want := range map[string]string{
-		"pod":       "ro,nosuid,nodev,noexec,noatime",
-		"staging-v": "ro,nodev,relatime",
+		"pod":   "ro,nosuid,nodev,noexec,noatime",
+		"other": "ro,nodev,relatime",
 	} {
 		table, err := readMountTable()
 		if err != nil {
@@ -498,12 +499,18 @@ func TestOperationInFlightIsAborted(t *testing.T) {
 	if _, err := p.NodeStageVolume(context.Background(), other); err != nil {
 		t.Error(err)
 	}
-	p.checkContent(t, "staging-w", "content of b")
+	publish := p.publishRequest("w", "pod-w")
+	publish.VolumeContext = other.GetVolumeContext()
+	if _, err := p.NodePublishVolume(context.Background(), publish); err != nil {
+		t.Error(err)
+	}
+	p.checkContent(t, "pod-w", "content of b")
 	close(leave)
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	p.checkContent(t, "staging-v", "content of a")
+	p.mustPublish(t, "v", "pod")
+	p.checkContent(t, "pod", "content of a")
 }
 
 // TestPullOutlivesItsCall: a call out of time ends, its pull goes on, and the
@@ -574,9 +581,13 @@ func TestPullOutlivesItsCall(t *testing.T) {
 	if err := retry(func() error { return again(context.Background()) }); err != nil {
 		t.Fatal(err)
 	}
-	p.checkContent(t, "staging-v", "content of a")
+	p.mustPublish(t, "v", "pod")
+	p.checkContent(t, "pod", "content of a")
 	if p.store.acquired != 1 {
 		t.Errorf("the image was acquired %d times", p.store.acquired)
+	}
+	if err := p.unpublish("v", "pod"); err != nil {
+		t.Fatal(err)
 	}
 	if err := p.unstage("v"); err != nil {
 		t.Fatal(err)
@@ -598,8 +609,8 @@ func TestRollback(t *testing.T) {
 	}
 	for name, fail := range steps {
 		t.Run("stage/"+name, func(t *testing.T) {
-			if name == "authorize" {
-				return // only inline volumes ask
+			if name == "authorize" || name == "bind" {
+				return // inline volumes alone ask, and are mounted
 			}
 			p := newPlugin(t)
 			req := p.stageRequest(t, "v")
@@ -636,10 +647,15 @@ func TestRollback(t *testing.T) {
 			if _, err := os.Lstat(p.path("pod")); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the target path that the failed call made: %v", err)
 			}
-			p.checkContent(t, "staging-v", "content of a")
 			p.manager.saved = saved
 			if r, err := saved.read(saved.file("v")); err != nil || len(r.Targets) != 0 {
 				t.Errorf("record %+v, %v: want no targets", r, err)
+			}
+			p.mounts.bind = nil
+			p.mustPublish(t, "v", "pod")
+			p.checkContent(t, "pod", "content of a")
+			if err := p.unpublish("v", "pod"); err != nil {
+				t.Fatal(err)
 			}
 			if err := p.unstage("v"); err != nil {
 				t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	mount "k8s.io/mount-utils"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/test/images"
@@ -39,7 +40,7 @@ func TestRealLife(t *testing.T) {
 				must(t, n.publish(ch, "v", "pod2", image, "domain_id=d"))
 				must(t, n.inline(ch, "csi-1", "inline", "team", image))
 				if compare {
-					for _, place := range []string{"staging-v", "pod1", "pod2", "inline"} {
+					for _, place := range []string{"show-v", "pod1", "pod2", "inline"} {
 						images.CompareTrees(t, want, n.path(place), images.CompareOptions{})
 					}
 					stats, err := ch.NodeGetVolumeStats(context.Background(), &csi.NodeGetVolumeStatsRequest{VolumeId: "v", VolumePath: n.path("pod1")})
@@ -87,7 +88,7 @@ func TestRealUserNamespaces(t *testing.T) {
 	must(t, n.stage(ch, "plain", image, "domain_id=d"))
 	must(t, n.stage(ch, "mapped", image, "domain_id=d", "userNamespaces=true"))
 	want := images.KernelMount(t, image)
-	images.CompareTrees(t, want, n.path("staging-mapped"), images.CompareOptions{})
+	images.CompareTrees(t, want, n.path("show-mapped"), images.CompareOptions{})
 	list, err := engine.ReadStatus(t.Context(), n.config.StateDir)
 	must(t, err)
 	got := make(map[string]string)
@@ -154,7 +155,7 @@ func TestRealRestart(t *testing.T) {
 			must(t, n.publish(ch, "remote", "pod-remote", remote, "domain_id=d"))
 			must(t, n.inline(ch, "csi-1", "inline", "team", remote))
 			registry.Close()
-			places := []string{"staging-path", "pod-path", "staging-remote", "pod-remote", "inline"}
+			places := []string{"show-path", "pod-path", "show-remote", "pod-remote", "inline"}
 			for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
 				ch.end(t, signal)
 				if mounts := n.volumeMounts(t); len(mounts) != len(places) {
@@ -216,6 +217,13 @@ func TestRealSharing(t *testing.T) {
 	ch := n.start(t)
 	must(t, n.stage(ch, "pv-a", a, "domain_id=d"))
 	must(t, n.stage(ch, "pv-b", b, "domain_id=d"))
+	must(t, n.stage(ch, "pv-b2", b, "domain_id=d"))
+	// Kubelet does not unstage what has others; those of one image have one superblock.
+	for _, id := range []string{"pv-b", "pv-b2"} {
+		if refs, err := mount.New("").GetMountRefs(n.path("staging-" + id)); err != nil || len(refs) > 0 {
+			t.Errorf("mounts that kubelet takes for uses of %s: %q, %v", id, refs, err)
+		}
+	}
 	must(t, n.stage(ch, "pv-alone", b))
 	must(t, n.stage(ch, "pv-spy", b, "domain_id=namespace/team"))
 	must(t, n.inline(ch, "csi-1", "inline-friend", "friend", b, "domain_id=d"))
@@ -228,12 +236,12 @@ func TestRealSharing(t *testing.T) {
 		one, two string
 		want     bool
 	}{
-		{"staging-pv-a", "staging-pv-b", true},
-		{"staging-pv-a", "inline-friend", true},
+		{"show-pv-a", "show-pv-b", true},
+		{"show-pv-a", "inline-friend", true},
 		{"inline-team", "inline-team-2", true},
-		{"staging-pv-a", "inline-team", false},
-		{"staging-pv-a", "staging-pv-alone", false},
-		{"staging-pv-spy", "inline-team", false},
+		{"show-pv-a", "inline-team", false},
+		{"show-pv-a", "show-pv-alone", false},
+		{"show-pv-spy", "inline-team", false},
 	} {
 		if got := same(c.one, c.two); got != c.want {
 			t.Errorf("%s and %s have the same pages: %t, want %t", c.one, c.two, got, c.want)

@@ -69,7 +69,7 @@ func TestRealKernelEngine(t *testing.T) {
 	err = n.stage(ch, "domain", image, "engine=kernel", "domain_id=d")
 	if err != nil {
 		wantCode(t, err, codes.FailedPrecondition, "Linux 7.3", "engine auto or fuse")
-	} else if message, _ := conditionMessage(t, ch, "domain", n.path("staging-domain")); !strings.Contains(message, "front kernel of engine kernel (the image has no fingerprints") {
+	} else if message, _ := conditionMessage(t, ch, "domain", n.path("show-domain")); !strings.Contains(message, "front kernel of engine kernel (the image has no fingerprints") {
 		t.Errorf("condition %q", message)
 	}
 	wantCode(t, n.inline(ch, "csi-1", "inline", "team", image, "engine=kernel"), codes.InvalidArgument, "--trust-inline-namespace team")
@@ -133,18 +133,18 @@ func TestRealTrustedFingerprints(t *testing.T) {
 		one, two string
 		want     bool
 	}{
-		{"staging-a", "staging-b", true}, {"staging-a", "inline", true}, {"staging-a", "staging-verified", false}, {"staging-a", "staging-none", false},
+		{"show-a", "show-b", true}, {"show-a", "inline", true}, {"show-a", "show-verified", false}, {"show-a", "show-none", false},
 	} {
 		if got := same(c.one, c.two); got != c.want {
 			t.Errorf("%s and %s have the same pages: %t, want %t", c.one, c.two, got, c.want)
 		}
 	}
-	if message, abnormal := conditionMessage(t, ch, "none", n.path("staging-none")); abnormal || !strings.Contains(message, "1 of 1 files have no fingerprint") {
+	if message, abnormal := conditionMessage(t, ch, "none", n.path("show-none")); abnormal || !strings.Contains(message, "1 of 1 files have no fingerprint") {
 		t.Errorf("condition %q, abnormal %t", message, abnormal)
 	}
 	ch.end(t, syscall.SIGKILL) // what was trusted is trusted after a restart
 	n.start(t)
-	if !same("staging-a", "staging-b") || same("staging-a", "staging-verified") {
+	if !same("show-a", "show-b") || same("show-a", "show-verified") {
 		t.Error("after a restart other volumes share")
 	}
 }

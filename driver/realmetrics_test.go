@@ -137,7 +137,7 @@ func TestRealMetrics(t *testing.T) {
 	must(t, n.stage(ch, "b", other, "domain_id=d"))
 	wantCode(t, n.stage(ch, "c", strings.Replace(remote, "app", "nothing", 1)), codes.NotFound)
 	for _, volume := range []string{"a", "b"} {
-		got, err := os.ReadFile(n.path("staging-" + volume + "/file"))
+		got, err := os.ReadFile(n.path("show-" + volume + "/file"))
 		if err != nil || !bytes.Equal(got, content) {
 			t.Fatalf("volume %s: %v", volume, err)
 		}

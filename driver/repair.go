@@ -19,7 +19,7 @@ func repairOptions(v *volume, req mountRequest) nodecache.AcquireOptions {
 }
 
 // repair puts a known volume in order: a front that can be read, mounted at
-// each path of the record. A path whose directory is gone is forgotten, unless
+// each target path. A path whose directory is gone is forgotten, unless
 // it is wanted, the one that the caller asks for: that is made. The bytes are
 // those that the volume had, or it fails.
 func (m *volumeManager) repair(ctx context.Context, v *volume, wanted string, opts nodecache.AcquireOptions) error {
@@ -34,7 +34,7 @@ func (m *volumeManager) repair(ctx context.Context, v *volume, wanted string, op
 	}
 	var errs []error
 	rec := v.record
-	for _, p := range rec.paths() {
+	for _, p := range rec.Targets {
 		gone, err := m.rebind(ctx, v.front, p, p.Path == wanted, replaced)
 		if err != nil {
 			errs = append(errs, err)

@@ -89,8 +89,13 @@ func TestRestore(t *testing.T) {
 			return nil
 		}
 		p.store.authorize = func(string, []byte) error { return nodecache.ErrUnavailable }
+		// Earlier versions mounted volumes at their staging paths, too.
+		if err := (sysMounter{}).Bind(p.dir, p.path("staging-v"), defaultMountFlags); err != nil {
+			t.Fatal(err)
+		}
 		p.start(t, inlinePolicy{})
-		for _, place := range []string{"staging-v", "pod1", "pod2", "inline"} {
+		p.checkUnmounted(t, "staging-v")
+		for _, place := range []string{"pod1", "pod2", "inline"} {
 			p.checkContent(t, place, "content of a")
 			if n := len(mountsAt(t, p.path(place))); n != 1 {
 				t.Errorf("%d mounts at %s", n, place)
@@ -161,7 +166,6 @@ func TestRestoreForgetsWhatIsGone(t *testing.T) {
 		}
 	}
 	p.start(t, inlinePolicy{})
-	p.checkContent(t, "staging-v", "content of a")
 	p.checkContent(t, "pod2", "content of a")
 	if r := p.manager.lookup("v").record; len(r.Targets) != 1 || r.Targets[0].Path != p.path("pod2") {
 		t.Errorf("targets %+v, want pod2 only", r.Targets)
@@ -188,10 +192,15 @@ func TestRestoreOfOneVolumeFails(t *testing.T) {
 	if _, err := p.NodeStageVolume(context.Background(), other); err != nil {
 		t.Fatal(err)
 	}
+	publish := p.publishRequest("w", "pod-w")
+	publish.VolumeContext = other.GetVolumeContext()
+	if _, err := p.NodePublishVolume(context.Background(), publish); err != nil {
+		t.Fatal(err)
+	}
 	p.crash(t)
 	p.store.set("registry.example/a:1", "")
 	p.start(t, inlinePolicy{})
-	p.checkContent(t, "staging-w", "content of b")
+	p.checkContent(t, "pod-w", "content of b")
 	if abnormal, message := p.oldCondition(t, "v", "pod"); !abnormal || !strings.Contains(message, "image not found") {
 		t.Errorf("condition %t, %q", abnormal, message)
 	}
@@ -213,7 +222,7 @@ func TestRestoreOfOneVolumeFails(t *testing.T) {
 
 	p.store.set("registry.example/a:1", "content of a")
 	p.mustPublish(t, "v", "pod2")
-	for _, place := range []string{"staging-v", "pod", "pod2"} {
+	for _, place := range []string{"pod", "pod2"} {
 		p.checkContent(t, place, "content of a")
 	}
 	if kept := p.store.keeps(); len(kept) != 0 {
@@ -248,10 +257,11 @@ func TestDamagedRecordDelaysNobody(t *testing.T) {
 	p := newPlugin(t)
 	p.mustStage(t, "v")
 	p.mustStage(t, "w")
+	p.mustPublish(t, "w", "pod")
 	p.crash(t)
 	writeFile(t, p.manager.saved.file("v"))
 	p.start(t, inlinePolicy{})
-	p.checkContent(t, "staging-w", "content of a")
+	p.checkContent(t, "pod", "content of a")
 	// Kubelet undoes the volume by its paths.
 	if err := p.unstage("v"); err != nil {
 		t.Error(err)
@@ -299,8 +309,8 @@ func TestCallsWhileRestoring(t *testing.T) {
 	if kept := p.store.keeps(); len(kept) != 0 {
 		t.Errorf("still kept: %q", kept)
 	}
-	p.checkContent(t, "staging-v", "content of a")
 	p.mustPublish(t, "v", "pod")
+	p.checkContent(t, "pod", "content of a")
 }
 
 // TestVolumesAreMountedInParallel: eight calls meet inside of the store.
@@ -365,9 +375,7 @@ func TestSickFrontIsReplaced(t *testing.T) {
 	if !p.engine.all()[0].isReleased() || p.engine.live() != 1 || p.store.pinned() != 1 {
 		t.Errorf("%d fronts, %d pins; want the new one only", p.engine.live(), p.store.pinned())
 	}
-	for _, place := range []string{"staging-v", "pod"} {
-		p.checkContent(t, place, "content of a")
-	}
+	p.checkContent(t, "pod", "content of a")
 	if h := p.health(t, "v"); h != "" {
 		t.Errorf("health after the repair: %s", h)
 	}
@@ -395,21 +403,18 @@ func TestMountWithoutItsFlagsIsMadeAgain(t *testing.T) {
 	p := newPlugin(t)
 	p.mustStage(t, "v")
 	p.mustPublish(t, "v", "pod")
-	for _, place := range []string{"staging-v", "pod"} {
-		if err := unix.Mount("", p.path(place), "", unix.MS_BIND|unix.MS_REMOUNT, ""); err != nil {
-			t.Fatal(err)
-		}
-		if h := p.health(t, "v"); h != "INACCESSIBLE OtherMount" {
-			t.Errorf("health %q", h)
-		}
+	if err := unix.Mount("", p.path("pod"), "", unix.MS_BIND|unix.MS_REMOUNT, ""); err != nil {
+		t.Fatal(err)
+	}
+	if h := p.health(t, "v"); h != "INACCESSIBLE OtherMount" {
+		t.Errorf("health %q", h)
 	}
 	p.mustPublish(t, "v", "pod")
-	p.mustStage(t, "v")
 	if h := p.health(t, "v"); h != "" {
 		t.Errorf("health after the repair: %s", h)
 	}
-	if mounts := mountsBelow(t, p.dir); len(mounts) != 2 {
-		t.Errorf("mounts %q, want two", mounts)
+	if mounts := mountsBelow(t, p.dir); len(mounts) != 1 {
+		t.Errorf("mounts %q, want one", mounts)
 	}
 }
 
@@ -432,23 +437,19 @@ func TestRecordPrecedesItsMount(t *testing.T) {
 	}
 }
 
-func TestStageAfterLostMount(t *testing.T) {
+func TestPublishAfterLostMount(t *testing.T) {
 	p := newPlugin(t)
 	p.mustStage(t, "v")
-	if err := (sysMounter{}).Unmount(p.path("staging-v"), false); err != nil {
+	p.mustPublish(t, "v", "pod")
+	if err := (sysMounter{}).Unmount(p.path("pod"), false); err != nil {
 		t.Fatal(err)
 	}
 	if h := p.health(t, "v"); h != "INACCESSIBLE NotMounted" {
 		t.Errorf("health %q", h)
 	}
 	p.mustStage(t, "v")
-	p.checkContent(t, "staging-v", "content of a")
 	p.mustPublish(t, "v", "pod")
-	if err := (sysMounter{}).Unmount(p.path("staging-v"), false); err != nil {
-		t.Fatal(err)
-	}
-	p.mustStage(t, "v")
-	p.checkContent(t, "staging-v", "content of a")
+	p.checkContent(t, "pod", "content of a")
 	if err := p.unpublish("v", "pod"); err != nil {
 		t.Fatal(err)
 	}

@@ -21,9 +21,12 @@ var errRestoring = errors.New("the volume is being rebuilt after a restart of th
 
 // volumeManager owns the volumes of the node.
 //
-// The life of a persistent volume: Stage acquires the image, mounts its front
-// and binds it at the staging path; Publish binds the front at one target path
-// after the other; Unpublish and Unstage undo each. An ephemeral volume has no
+// The life of a persistent volume: Stage acquires the image and mounts its
+// front; Publish binds the front at one target path after the other; Unpublish
+// and Unstage undo each. The staging path is the volume's, but nothing is mounted
+// there: kubelet unstages a volume only when no mount elsewhere has the superblock
+// and root of the one at its staging path (GetDeviceMountRefs), and all volumes of
+// one image and domain have one superblock. An ephemeral volume has no
 // staging path: its first Publish does what Stage does, its last Unpublish
 // what Unstage does. Each call is idempotent, and one that fails undoes what
 // it did.

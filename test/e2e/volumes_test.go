@@ -54,7 +54,7 @@ func TestProvisioned(t *testing.T) {
 		r.wantTree(t, p.Name, "/v", r.v2.dir)
 	})
 	t.Run("annotation and clone", func(t *testing.T) {
-		class := r.class(t, "images", nil)
+		class := r.class(t, "images", map[string]string{"domain_id": "e2e-" + r.id + "-images"})
 		c := r.claim(t, "by-annotation", func(c *corev1.PersistentVolumeClaim) {
 			c.Spec.StorageClassName = &class
 			c.Annotations = map[string]string{imageAnnotation: r.v1.ref}
