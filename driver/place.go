@@ -23,8 +23,8 @@ const (
 	maxPathLen = 4096
 )
 
-// places are the directories that volumes are mounted at: staging paths and
-// target paths. Kubelet names them; their last component is never followed as
+// places are the directories of volumes: target paths, which they are mounted at, and
+// staging paths, which they have. Kubelet names them; their last component is never followed as
 // a symbolic link.
 type places struct {
 	mounts mounter

@@ -28,17 +28,23 @@ func healthOf(t *testing.T, ch *child, id string) (reason, message string) {
 	return reason, message
 }
 
-// TestRealLazy: a volume is there before its image is, its health says how far that is,
-// and after a restart of the plugin it goes on, with the secret of the next call.
-func TestRealLazy(t *testing.T) {
+// slowImage is an image with one file, data, at a path and in a registry that is slow.
+func slowImage(t *testing.T) (n *node, image string, reg *slow.Registry, data []byte) {
+	t.Helper()
 	tree := t.TempDir()
-	data := make([]byte, 20<<20)
+	data = make([]byte, 20<<20)
 	_, err := rand.Read(data)
 	must(t, err)
 	must(t, os.WriteFile(filepath.Join(tree, "data"), data, 0o600))
-	n := newNode(t, "auto")
-	image := n.image(t, "a.erofs", tree)
-	reg := slow.New(t, image)
+	n = newNode(t, "auto")
+	image = n.image(t, "a.erofs", tree)
+	return n, image, slow.New(t, image), data
+}
+
+// TestRealLazy: a volume is there before its image is, its health says how far that is,
+// and after a restart of the plugin it goes on, with the secret of the next call.
+func TestRealLazy(t *testing.T) {
+	n, image, reg, data := slowImage(t)
 	password := "pa55-w0rd"
 	reg.Secret.Store(&password)
 	host, _, _ := strings.Cut(reg.Ref, "/")
@@ -62,7 +68,7 @@ func TestRealLazy(t *testing.T) {
 		VolumeContext: volumeContext(reg.Ref, []string{"domain_id=d"}), Secrets: secrets,
 	}
 	must(t, os.MkdirAll(stage.StagingTargetPath, 0o750))
-	_, err = ch.NodeStageVolume(context.Background(), stage)
+	_, err := ch.NodeStageVolume(context.Background(), stage)
 	must(t, err)
 	must(t, n.publish(ch, "v", "pod", reg.Ref, "domain_id=d"))
 	readAt("pod", 5<<20)
@@ -101,14 +107,7 @@ func TestRealLazy(t *testing.T) {
 // TestRealLazySpoiled: the health of a volume whose image turns out to be another says
 // so, and the next call mounts it anew.
 func TestRealLazySpoiled(t *testing.T) {
-	tree := t.TempDir()
-	data := make([]byte, 20<<20)
-	_, err := rand.Read(data)
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(tree, "data"), data, 0o600))
-	n := newNode(t, "auto")
-	image := n.image(t, "a.erofs", tree)
-	reg := slow.New(t, image)
+	n, image, reg, _ := slowImage(t)
 	reg.Wrong.Store(10 << 20)
 	ch := n.start(t)
 	must(t, n.stage(ch, "v", reg.Ref, "domain_id=d"))
