@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +16,11 @@ import (
 // and may refuse it: tests fail, kill or record there.
 type disk struct {
 	before func(step, path string) error
+
+	// moving is held for reading by a rename and for writing by who counts all
+	// files, directory by directory: one that moves from a directory not yet listed
+	// to one that was would not be counted. A disk of a Store has one.
+	moving *sync.RWMutex
 }
 
 func (d disk) step(step, path string) error {
@@ -75,6 +81,10 @@ func (d disk) sync(f *os.File) error {
 func (d disk) rename(from, to string) error {
 	if err := d.step("rename", to); err != nil {
 		return err
+	}
+	if d.moving != nil {
+		d.moving.RLock()
+		defer d.moving.RUnlock()
 	}
 	return os.Rename(from, to)
 }

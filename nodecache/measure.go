@@ -44,6 +44,8 @@ func eachFile(path string, fn func(path string, info os.FileInfo)) error {
 // used is what the store takes on the disk now, in bytes, and will take when all
 // files that are being written have what was promised to them.
 func (s *Store) used() (now, promised int64, err error) {
+	s.disk.moving.Lock()
+	defer s.disk.moving.Unlock()
 	s.mu.Lock()
 	claims := make(map[string]int64, len(s.claims))
 	for path, size := range s.claims {

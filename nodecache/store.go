@@ -106,6 +106,7 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store %s: %w", cfg.Dir, err)
 	}
+	d.moving = new(sync.RWMutex)
 	s := &Store{
 		dir:      newLayout(root),
 		reserve:  cfg.ReserveBytes,

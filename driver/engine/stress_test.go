@@ -166,13 +166,12 @@ func stress(ctx context.Context, e *Engine, store *nodecache.Store, c childConfi
 			max(descriptors()-fds, 0), max(runtime.NumGoroutine()-goroutines, 0))
 	}
 	const none = "0 fronts, 0 domains, 0 descriptors more, 0 goroutines more"
-	for range 500 { // who gave up lets go in the background
-		if left() == none {
-			break
-		}
+	got := left()
+	for n := 0; got != none && n < 500; n++ { // who gave up lets go in the background
 		time.Sleep(20 * time.Millisecond)
+		got = left()
 	}
-	if got := left(); got != none {
+	if got != none {
 		fail("left over: %s", got)
 	}
 	if entries, err := os.ReadDir(e.instance.path(mountsDir)); err != nil || len(entries) != 0 {
