@@ -4,6 +4,8 @@ import (
 	"errors"
 	"sync"
 	"time"
+
+	"github.com/erofs-csi/erofs-csi/erofs/internal/ledger"
 )
 
 const (
@@ -26,13 +28,16 @@ const (
 // of the last. The kernel has let go of it by then, for it does so before it sends
 // RELEASE.
 //
-// What is here is all that must outlive the process for the nodes to stay open
-// through its end: node ids, their backing ids, and how often each is open.
+// What is here outlives the process in the ledger, so that nodes stay open through its
+// end: node ids, their backing ids, and how often each is open.
 type backings struct {
 	register   func(nodeID) (int32, error)
 	unregister func(int32)
 
 	mu     sync.Mutex
+	kept   *ledger.Ledger          // set before a node is opened; entries: GUARDED_BY(mu)
+	free   []uint32                // entries to use again; GUARDED_BY(mu)
+	next   uint32                  // the entry to use when none is free; GUARDED_BY(mu)
 	nodes  map[nodeID]*backingFile // GUARDED_BY(mu)
 	unused int                     // how many of them are not open, <= maxUnused; GUARDED_BY(mu)
 	sweeps uint64                  // GUARDED_BY(mu)
@@ -46,6 +51,9 @@ type backingFile struct {
 	ready chan struct{} // closed when id and err are set
 	id    int32         // > 0
 	err   error
+
+	entry uint32              // in the ledger, once id is set; GUARDED_BY(backings.mu)
+	seen  [seenOpens * 8]byte // a ledger.Seen; GUARDED_BY(backings.mu)
 }
 
 func (b *backings) init(register func(nodeID) (int32, error), unregister func(int32)) {
@@ -53,51 +61,65 @@ func (b *backings) init(register func(nodeID) (int32, error), unregister func(in
 	b.nodes = make(map[nodeID]*backingFile)
 }
 
-// open returns the backing id of a node, to be named in the answer to OPEN. The
-// caller owes one close for it. A failure is that of all who wait for it, and of
-// nobody after.
-func (b *backings) open(node nodeID) (int32, error) {
+// open returns the backing id of a node, to be named in the answer to OPEN, the request
+// unique. The caller owes one close for it. A failure is that of all who wait for it, and
+// of nobody after.
+func (b *backings) open(node nodeID, unique uint64) (int32, error) {
 	b.mu.Lock()
 	if f := b.nodes[node]; f != nil {
-		if f.opens == 0 {
-			b.unused--
+		if !ledger.Seen(f.seen[:]).Counted(unique) {
+			if f.opens == 0 {
+				b.unused--
+			}
+			f.opens++
 		}
-		f.opens++
+		if f.id != 0 {
+			b.note(node, f)
+		}
 		b.mu.Unlock()
 		<-f.ready
 		return f.id, f.err
 	}
 	f := &backingFile{opens: 1, ready: make(chan struct{}), err: errNotRegistered}
+	ledger.Seen(f.seen[:]).Counted(unique)
 	b.nodes[node] = f
 	b.mu.Unlock()
+	id, err := int32(0), errNotRegistered
 	defer func() { // after a panic, too
-		if f.err != nil {
-			b.mu.Lock()
+		b.mu.Lock()
+		if f.id, f.err = id, err; err != nil {
 			delete(b.nodes, node)
-			b.mu.Unlock()
+		} else {
+			f.entry = b.take()
+			b.note(node, f)
 		}
+		b.mu.Unlock()
 		close(f.ready)
 	}()
-	f.id, f.err = b.register(node)
-	return f.id, f.err
+	id, err = b.register(node)
+	return id, err
 }
 
 // errNotRegistered is what the others get when registering panics.
 var errNotRegistered = errors.New("no backing was registered")
 
-// close takes back one open of a node, at its RELEASE.
-func (b *backings) close(node nodeID) {
+// close takes back one open of a node, at its RELEASE, the request unique.
+func (b *backings) close(node nodeID, unique uint64) {
 	b.mu.Lock()
 	f := b.nodes[node]
-	if f == nil || f.opens == 0 { // the kernel counts as we do
+	if f == nil || ledger.Seen(f.seen[:]).Counted(unique) || f.opens == 0 { // the kernel counts as we do
 		b.mu.Unlock()
 		return
 	}
 	f.opens--
 	full := f.opens == 0 && b.unused == maxUnused
+	if !full {
+		b.note(node, f)
+	}
 	switch {
 	case full:
 		delete(b.nodes, node)
+		b.leave(node, f)
 	case f.opens == 0:
 		f.sweep = b.sweeps
 		b.unused++
@@ -108,6 +130,7 @@ func (b *backings) close(node nodeID) {
 	b.mu.Unlock()
 	if full {
 		b.unregister(f.id)
+		b.clear(f)
 	}
 }
 
@@ -129,18 +152,20 @@ func (b *backings) tick() {
 
 // drop gives back those that are not open and that pick chooses, with b.mu held.
 func (b *backings) drop(pick func(nodeID, *backingFile) bool) {
-	var ids []int32
+	var files []*backingFile
 	b.mu.Lock()
 	for node, f := range b.nodes {
 		if f.opens == 0 && pick(node, f) {
 			delete(b.nodes, node)
 			b.unused--
-			ids = append(ids, f.id)
+			b.leave(node, f)
+			files = append(files, f)
 		}
 	}
 	b.mu.Unlock()
-	for _, id := range ids {
-		b.unregister(id)
+	for _, f := range files {
+		b.unregister(f.id)
+		b.clear(f)
 	}
 }
 

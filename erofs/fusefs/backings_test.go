@@ -95,7 +95,7 @@ func TestOpensOfANodeNameOneBacking(t *testing.T) {
 		wg.Go(func() {
 			for range 2000 {
 				node := nodeID(rand.IntN(4))
-				id, err := b.open(node)
+				id, err := b.open(node, 0)
 				if err == nil {
 					err = k.opened(node, id)
 				}
@@ -107,7 +107,7 @@ func TestOpensOfANodeNameOneBacking(t *testing.T) {
 					b.drop(func(nodeID, *backingFile) bool { return true })
 				}
 				k.released(node)
-				b.close(node)
+				b.close(node, 0)
 			}
 		})
 	}
@@ -127,16 +127,16 @@ func TestUnusedBackingsAreGivenBack(t *testing.T) {
 		k, b := newFakeKernel(t)
 		open := func(node nodeID) {
 			t.Helper()
-			if _, err := b.open(node); err != nil {
+			if _, err := b.open(node, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
 		open(1)
 		open(2)
-		b.close(2)
+		b.close(2, 0)
 		time.Sleep(keepUnused + time.Second)
 		open(2) // the same again
-		b.close(2)
+		b.close(2, 0)
 		if n := k.next; n != 2 {
 			t.Errorf("%d backing ids were registered, want 2", n)
 		}
@@ -147,13 +147,13 @@ func TestUnusedBackingsAreGivenBack(t *testing.T) {
 		if n := k.registered(); n != 1 || b.waits() {
 			t.Errorf("%d backing ids are left, timer runs %v; want that of the open node", n, b.waits())
 		}
-		b.close(1)
+		b.close(1, 0)
 		time.Sleep(2*keepUnused + time.Second)
 		if n := k.registered(); n != 0 || b.waits() {
 			t.Errorf("%d backing ids are left, timer runs %v", n, b.waits())
 		}
-		b.close(1) // a RELEASE too many
-		b.close(7)
+		b.close(1, 0) // a RELEASE too many
+		b.close(7, 0)
 		if b.unused != 0 || b.opened() != 0 {
 			t.Errorf("%d unused, %d open; want none", b.unused, b.opened())
 		}
@@ -164,10 +164,10 @@ func TestUnusedBackingsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, b := newFakeKernel(t)
 		for node := range nodeID(maxUnused + 100) {
-			if _, err := b.open(node); err != nil {
+			if _, err := b.open(node, 0); err != nil {
 				t.Fatal(err)
 			}
-			b.close(node)
+			b.close(node, 0)
 		}
 		if n := k.registered(); n != maxUnused || b.unused != maxUnused {
 			t.Errorf("%d backing ids, %d unused; want %d", n, b.unused, maxUnused)
@@ -183,24 +183,24 @@ func TestUnusedBackingsAreBounded(t *testing.T) {
 func TestBackingsThatCannotBeRegistered(t *testing.T) {
 	k, b := newFakeKernel(t)
 	k.fail = errors.New("no")
-	if _, err := b.open(1); !errors.Is(err, k.fail) {
+	if _, err := b.open(1, 0); !errors.Is(err, k.fail) {
 		t.Errorf("error %v", err)
 	}
 	k.fail = nil
-	if _, err := b.open(1); err != nil || b.opened() != 1 {
+	if _, err := b.open(1, 0); err != nil || b.opened() != 1 {
 		t.Errorf("after a failure: %v, %d open", err, b.opened())
 	}
-	b.close(1)
+	b.close(1, 0)
 
 	b.register = func(nodeID) (int32, error) { panic("hostile image") }
 	func() {
 		defer func() { _ = recover() }()
-		_, _ = b.open(2)
+		_, _ = b.open(2, 0)
 	}()
 	b.register = k.register
-	if _, err := b.open(2); err != nil {
+	if _, err := b.open(2, 0); err != nil {
 		t.Errorf("after a panic: %v", err)
 	}
-	b.close(2)
+	b.close(2, 0)
 	b.drop(func(nodeID, *backingFile) bool { return true })
 }

@@ -17,8 +17,8 @@ const (
 const hexDigits = "0123456789abcdef"
 
 // lookupInternal finds a name in one of our own directories, or answers 0.
-// A shared inode that it finds is counted as referenced.
-func (f *FS) lookupInternal(dir nodeID, name string) (nodeID, fuse.Attr) {
+// A shared inode that it finds is counted as referenced by the request.
+func (f *FS) lookupInternal(dir nodeID, name string, unique uint64) (nodeID, fuse.Attr) {
 	switch {
 	case dir == rootID:
 		if id := topDir(name); id != 0 {
@@ -26,13 +26,13 @@ func (f *FS) lookupInternal(dir nodeID, name string) (nodeID, fuse.Attr) {
 		}
 	case dir >= firstShardID && dir < privateID:
 		n := byte(dir - firstShardID)
-		return f.contentByPath("/" + string(hexDigits[n>>4]) + string(hexDigits[n&15]) + "/" + name)
+		return f.contentByPath("/"+string(hexDigits[n>>4])+string(hexDigits[n&15])+"/"+name, unique)
 	case dir == privateID:
-		return f.contentByPath("/private/" + name)
+		return f.contentByPath("/private/"+name, unique)
 	case dir == treeID:
 		return f.trees.byName(name)
 	case dir == byNodeID:
-		return f.nodeByNumber(name)
+		return f.nodeByNumber(name, unique)
 	}
 	return 0, fuse.Attr{}
 }
@@ -54,8 +54,8 @@ func topDir(name string) nodeID {
 	return firstShardID + nodeID(n)
 }
 
-func (f *FS) contentByPath(path string) (nodeID, fuse.Attr) {
-	in, ok := f.domain.Find(path)
+func (f *FS) contentByPath(path string, unique uint64) (nodeID, fuse.Attr) {
+	in, ok := f.domain.Find(path, unique)
 	if !ok {
 		return 0, fuse.Attr{}
 	}
@@ -65,7 +65,7 @@ func (f *FS) contentByPath(path string) (nodeID, fuse.Attr) {
 // nodeByNumber finds a live file under another name: its node id in hex. The
 // kernel knows one inode a node id, so that the file's page cache can be looked
 // at through it.
-func (f *FS) nodeByNumber(name string) (nodeID, fuse.Attr) {
+func (f *FS) nodeByNumber(name string, unique uint64) (nodeID, fuse.Attr) {
 	n, err := strconv.ParseUint(name, 16, 64)
 	id := nodeID(n)
 	if err != nil || id.kind() == kindInternal {
@@ -78,11 +78,11 @@ func (f *FS) nodeByNumber(name string) (nodeID, fuse.Attr) {
 	switch id.kind() {
 	case kindContent:
 		in, ok := f.domain.Inode(id.index())
-		if !ok || !f.domain.Ref(in) {
+		if !ok || !f.domain.Ref(in, unique) {
 			return 0, fuse.Attr{}
 		}
 	case kindMerged:
-		if !f.merged.ref(id) {
+		if !f.merged.ref(id, unique) {
 			return 0, fuse.Attr{}
 		}
 	case kindTree, kindInternal:

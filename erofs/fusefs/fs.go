@@ -45,6 +45,8 @@ type FS struct {
 	trees  trees
 	merged mergedNodes
 	cap    cacheCap
+
+	loaded chan struct{} // of Recall: closed by Load
 }
 
 // New makes the file system of a domain.
@@ -84,9 +86,9 @@ func (f *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENO
 func (f *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	id := nodeID(h.NodeId)
 	if id.kind() == kindTree {
-		return f.trees.lookup(id, name, out, f.child)
+		return f.trees.lookup(id, name, out, f.child(h.Unique))
 	}
-	child, attr := f.lookupInternal(id, name)
+	child, attr := f.lookupInternal(id, name, h.Unique)
 	if child == 0 {
 		return fuse.ENOENT // not to be remembered: the next image may bring it
 	}

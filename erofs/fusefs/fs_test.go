@@ -181,11 +181,11 @@ func TestNamesThatAreNotThere(t *testing.T) {
 		}
 	}
 	// In an image a missing name is missing for ever.
-	out, status := walk(t, fs, tree+"/nothing")
+	out, status := walk(t, fs, tree.Path()+"/nothing")
 	if status != fuse.OK || out.NodeId != 0 || out.EntryTimeout() != forever {
 		t.Errorf("a missing name in a tree: %v, %+v; want a negative entry", status, out)
 	}
-	if _, status := walk(t, fs, tree+"/f/below-a-file"); status.Ok() {
+	if _, status := walk(t, fs, tree.Path()+"/f/below-a-file"); status.Ok() {
 		t.Error("a name below a file was found")
 	}
 }
@@ -211,15 +211,15 @@ func TestTreesMergeFilesThatAgreeInAll(t *testing.T) {
 		}
 		return out.NodeId
 	}
-	if node(ta+"/same") != node(tb+"/renamed") {
+	if node(ta.Path()+"/same") != node(tb.Path()+"/renamed") {
 		t.Error("files alike in content and metadata are two nodes")
 	}
 	for _, name := range []string{"mode", "time", "empty"} {
-		if node(ta+"/"+name) == node(tb+"/"+name) {
+		if node(ta.Path()+"/"+name) == node(tb.Path()+"/"+name) {
 			t.Errorf("%s: different metadata, or no pages to share, but one node", name)
 		}
 	}
-	id := node(ta + "/same")
+	id := node(ta.Path() + "/same")
 	if s, status := read(t, fs, id, 0, 10); s != "same" || status != fuse.OK {
 		t.Errorf("read %q, %v", s, status)
 	}
@@ -229,7 +229,7 @@ func TestTreesMergeFilesThatAgreeInAll(t *testing.T) {
 	if s, status := read(t, fs, id, 1, 2); s != "am" || status != fuse.OK {
 		t.Errorf("read %q, %v after one image left", s, status)
 	}
-	if _, status := walk(t, fs, ta+"/same"); status != fuse.ENOENT {
+	if _, status := walk(t, fs, ta.Path()+"/same"); status != fuse.ENOENT {
 		t.Errorf("a tree that is gone: %v, want ENOENT", status)
 	}
 	// a/same, a/mode, a/time are one node: found three times at first, then as b/renamed and by node().
@@ -251,7 +251,7 @@ func TestTreeShowsTheImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, _ := walk(t, fs, root+"/f")
+	f, _ := walk(t, fs, root.Path()+"/f")
 	f.Ino = 0
 	want := fuse.Attr{
 		Size: 4, Blocks: 1, Mtime: 99, Ctime: 99, Atime: 99, Mtimensec: 5, Ctimensec: 5, Atimensec: 5,
@@ -260,14 +260,14 @@ func TestTreeShowsTheImage(t *testing.T) {
 	if f.Attr != want {
 		t.Errorf("attributes\n got %+v\nwant %+v", f.Attr, want)
 	}
-	link, _ := walk(t, fs, root+"/link")
+	link, _ := walk(t, fs, root.Path()+"/link")
 	if target, status := fs.Readlink(nil, &fuse.InHeader{NodeId: link.NodeId}); string(target) != "target" || status != fuse.OK {
 		t.Errorf("readlink: %q, %v", target, status)
 	}
 	if _, status := fs.Readlink(nil, &fuse.InHeader{NodeId: f.NodeId}); status.Ok() {
 		t.Error("readlink of a regular file succeeded")
 	}
-	dir, _ := walk(t, fs, root)
+	dir, _ := walk(t, fs, root.Path())
 	var st fuse.StatfsOut
 	if status := fs.StatFs(nil, &fuse.InHeader{NodeId: dir.NodeId}, &st); status != fuse.OK || st.Blocks == 0 || st.Files != 3 {
 		t.Errorf("statfs: %v, %+v; want the image's", status, st)

@@ -10,6 +10,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/ledger"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
 )
 
@@ -26,6 +27,7 @@ type mergedNodes struct {
 	mu     sync.Mutex
 	byHash map[uint64]*merged // of the key, the first of those with this hash; GUARDED_BY(mu)
 	next   uint64             // the number to give out next, never used twice; GUARDED_BY(mu)
+	kept   *ledger.Ledger     // set before a node is made; entries: GUARDED_BY(mu)
 }
 
 // mergedKey is all that stat(2) and the xattrs tell of a file but its inode number,
@@ -51,6 +53,7 @@ type merged struct {
 	use     share.Use
 	files   []nodeID // as which tree's nodes it was found, each once; GUARDED_BY(mergedNodes.mu)
 	nlookup uint64   // GUARDED_BY(mergedNodes.mu)
+	loaded  bool     // by load, and nlookup did not change since; GUARDED_BY(mergedNodes.mu)
 	next    *merged  // with the same hash; GUARDED_BY(mergedNodes.mu)
 }
 
@@ -74,12 +77,37 @@ func (g *mergedNodes) init(d *share.Domain) {
 }
 
 // join finds or makes the node for a file whose content is a shared inode, and
-// counts a reference to it. It takes over the caller's reference to the shared inode.
-func (g *mergedNodes) join(slot uint32, shared share.Inode, in *erofs.Inode) (nodeID, fuse.Attr, error) {
-	xattrs, err := in.Xattrs()
+// counts a reference to it, once for each request. It takes over the caller's reference
+// to the shared inode.
+func (g *mergedNodes) join(slot uint32, shared share.Inode, in *erofs.Inode, unique uint64) (nodeID, fuse.Attr, error) {
+	k, xattrs, err := keyOf(shared, in)
 	if err != nil {
 		g.domain.Forget(shared.Index(), 1)
 		return 0, fuse.Attr{}, err
+	}
+	file := treeNode(slot, in.Image().Ino(in.NID))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.find(&k)
+	if n != nil {
+		g.domain.Forget(shared.Index(), 1) // it has one
+		if !slices.Contains(n.files, file) {
+			n.files = append(n.files, file)
+		}
+		g.count(n, unique)
+		return n.id, n.attr(), nil
+	}
+	n = &merged{id: mergedBit | nodeID(g.next), key: k, inode: shared, xattrs: xattrs, files: []nodeID{file}, nlookup: 1}
+	g.put(n)
+	g.note(n, unique)
+	return n.id, n.attr(), nil
+}
+
+// keyOf is the key of a file of an image.
+func keyOf(shared share.Inode, in *erofs.Inode) (mergedKey, []erofs.Xattr, error) {
+	xattrs, err := in.Xattrs()
+	if err != nil {
+		return mergedKey{}, nil, err
 	}
 	k := mergedKey{
 		content: shared.Index(),
@@ -90,26 +118,25 @@ func (g *mergedNodes) join(slot uint32, shared share.Inode, in *erofs.Inode) (no
 	if in.Nlink > 1 {
 		k.nid = in.NID
 	}
-	hash := maphash.Comparable(g.seed, k)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	n := g.byHash[hash]
-	for n != nil && n.key != k {
+	return k, xattrs, nil
+}
+
+// find returns the node with a key, or nil. g.mu is held, as for put.
+func (g *mergedNodes) find(k *mergedKey) *merged {
+	n := g.byHash[maphash.Comparable(g.seed, *k)]
+	for n != nil && n.key != *k {
 		n = n.next
 	}
-	if n == nil {
-		n = &merged{id: mergedBit | nodeID(g.next), key: k, inode: shared, xattrs: xattrs, next: g.byHash[hash]}
-		g.byHash[hash] = n
-		g.table.add(g.next, n)
-		g.next++
-	} else {
-		g.domain.Forget(shared.Index(), 1) // it has one
-	}
-	if file := treeNode(slot, in.Image().Ino(in.NID)); !slices.Contains(n.files, file) {
-		n.files = append(n.files, file)
-	}
-	n.nlookup++
-	return n.id, n.attr(), nil
+	return n
+}
+
+// put makes a node known by its number, which is not less than next, and its key.
+func (g *mergedNodes) put(n *merged) {
+	hash := maphash.Comparable(g.seed, n.key)
+	n.next = g.byHash[hash]
+	g.byHash[hash] = n
+	g.table.add(n.id.index(), n)
+	g.next = n.id.index() + 1
 }
 
 // xattrSum is equal for equal sets in equal order, which is all mkfs.erofs makes
@@ -134,12 +161,12 @@ func xattrSum(xattrs []erofs.Xattr) (sum [sha256.Size]byte) {
 func (g *mergedNodes) get(id nodeID) *merged { return g.table.get(id.index()) }
 
 // ref counts one more reference, if the node is still there.
-func (g *mergedNodes) ref(id nodeID) bool {
+func (g *mergedNodes) ref(id nodeID, unique uint64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := g.get(id)
 	if n != nil {
-		n.nlookup++
+		g.count(n, unique)
 	}
 	return n != nil
 }
@@ -152,10 +179,21 @@ func (g *mergedNodes) forget(id nodeID, nlookup uint64) *merged {
 	if n == nil {
 		return nil
 	}
+	n.loaded = false
 	if n.nlookup -= min(nlookup, n.nlookup); n.nlookup > 0 {
+		g.noteLookups(n)
 		return nil
 	}
-	g.table.remove(id.index(), g.next)
+	g.remove(n)
+	return n
+}
+
+// remove takes out a node. g.mu is held.
+func (g *mergedNodes) remove(n *merged) {
+	g.kept.Clear(n.id.index())
+	if g.table.remove(n.id.index(), g.next) {
+		g.kept.Free(n.id.index()/mergedPage*mergedPage, mergedPage)
+	}
 	hash := maphash.Comparable(g.seed, n.key)
 	if first := g.byHash[hash]; first != n {
 		for first.next != n {
@@ -167,5 +205,4 @@ func (g *mergedNodes) forget(id nodeID, nlookup uint64) *merged {
 	} else {
 		delete(g.byHash, hash)
 	}
-	return n
 }

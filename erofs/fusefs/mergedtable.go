@@ -27,11 +27,11 @@ func (t *mergedTable) get(number uint64) *merged {
 	return page[number%mergedPage].Load()
 }
 
-// add adds the node of a number, which is that of the last plus 1.
+// add adds the node of a number, which is greater than that of the last.
 func (t *mergedTable) add(number uint64, n *merged) {
 	at := int(number / mergedPage)
-	if at == len(t.used) {
-		t.used = append(t.used, 0)
+	if at >= len(t.used) {
+		t.used = append(t.used, make([]uint16, at+1-len(t.used))...)
 		t.grow(at + 1)
 	}
 	page := &(*t.pages.Load())[at]
@@ -51,21 +51,25 @@ func (t *mergedTable) grow(n int) {
 	if n <= len(old) {
 		return
 	}
-	pages := make([]atomic.Pointer[mergedPointers], max(2*len(old), 4))
+	pages := make([]atomic.Pointer[mergedPointers], max(2*len(old), n, 4))
 	for i := range old {
 		pages[i].Store(old[i].Load())
 	}
 	t.pages.Store(&pages)
 }
 
-// remove takes out a node; next is the number that the next one gets.
-func (t *mergedTable) remove(number, next uint64) {
+// remove takes out a node, and tells whether its page went with it; next is the number
+// that the next one gets.
+func (t *mergedTable) remove(number, next uint64) bool {
 	at := number / mergedPage
 	page := &(*t.pages.Load())[at]
 	page.Load()[number%mergedPage].Store(nil)
-	if t.used[at]--; t.used[at] == 0 && next >= (at+1)*mergedPage {
-		page.Store(nil)
+	t.used[at]--
+	if t.used[at] > 0 || next < (at+1)*mergedPage {
+		return false
 	}
+	page.Store(nil)
+	return true
 }
 
 // each calls f with every node until it answers false.

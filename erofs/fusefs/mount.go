@@ -25,11 +25,13 @@ const (
 
 // Mount is a mounted FS or Passthrough, served until it is unmounted.
 type Mount struct {
-	dir    string
-	device uint64 // st_dev: major and minor as unix.Mkdev makes them
-	fd     int    // of /dev/fuse; server's
-	server *fuse.Server
-	served chan struct{} // closed when the last request has been answered
+	dir     string
+	device  uint64   // st_dev: major and minor as unix.Mkdev makes them
+	channel *os.File // /dev/fuse, beside the descriptor that the server has
+	state   State
+	fd      int // of /dev/fuse; server's
+	server  *fuse.Server
+	served  chan struct{} // closed when the last request has been answered
 }
 
 // Serve mounts fs at dir, read-only, and answers its requests until Unmount.
@@ -37,7 +39,7 @@ type Mount struct {
 // content mount holds every file of the domain, whatever its mode was. ctx bounds
 // the start alone.
 func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
-	m, err := serveFS(ctx, fs, dir, contentOptions())
+	m, err := mountAndServe(ctx, fs, dir, contentOptions())
 	if err != nil {
 		return nil, err
 	}
@@ -49,51 +51,69 @@ func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
 //
 // Errors: ErrNoPassthrough, which leaves nothing mounted.
 func ServePassthrough(ctx context.Context, p *Passthrough, dir string) (*Mount, error) {
-	m, err := serveFS(ctx, p, dir, passthroughOptions())
+	m, err := mountAndServe(ctx, p, dir, passthroughOptions())
 	if err != nil {
 		return nil, err
 	}
-	var o *openers
-	if err = p.check(); err == nil {
-		o, err = startOpeners(m.fd)
-	}
-	if err != nil {
+	if err := p.start(m); err != nil {
 		return nil, errors.Join(err, m.Unmount(ctx))
 	}
-	p.openers.Store(o)
 	return m, nil
 }
 
-func serveFS(ctx context.Context, fs fuse.RawFileSystem, dir string, options *fuse.MountOptions) (*Mount, error) {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+// start makes it ready to open files.
+func (p *Passthrough) start(m *Mount) error {
+	if err := p.check(); err != nil {
+		return err
+	}
+	o, err := startOpeners(m.fd)
+	if err == nil {
+		p.openers.Store(o)
+	}
+	return err
+}
+
+func mountAndServe(ctx context.Context, fs fuse.RawFileSystem, dir string, options *fuse.MountOptions) (*Mount, error) {
+	channel, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded?)", err)
 	}
 	opts := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other,default_permissions,max_read=%d",
-		fd, os.Geteuid(), os.Getegid(), options.MaxWrite)
+		channel.Fd(), os.Geteuid(), os.Getegid(), options.MaxWrite)
 	if err := unix.Mount(Source, dir, FSType, unix.MS_RDONLY, opts); err != nil {
-		_ = unix.Close(fd)
+		_ = channel.Close()
 		return nil, fmt.Errorf("mount %s at %s: %w", FSType, dir, err)
 	}
-	m := &Mount{dir: dir, fd: fd, served: make(chan struct{})}
-	m.server, err = fuse.NewServer(fs, "/dev/fd/"+strconv.Itoa(fd), options)
-	if err != nil {
-		_ = unix.Close(fd)
+	m := &Mount{dir: dir, channel: channel, served: make(chan struct{})}
+	if err := m.begin(fs, options); err != nil {
+		_ = channel.Close()
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 		return nil, fmt.Errorf("start the FUSE session at %s: %w", dir, err)
 	}
+	m.serve()
+	if err := m.identify(); err != nil {
+		return nil, errors.Join(err, m.Unmount(ctx))
+	}
+	return m, nil
+}
+
+// serve answers requests until the session ends.
+func (m *Mount) serve() {
 	go func() {
 		m.server.Serve()
+		_ = m.channel.Close()
 		close(m.served)
 	}()
-	// Not by stat(2), which would ask our own server.
-	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+}
+
+// identify finds out the device number. Not by stat(2), which would ask our own server.
+func (m *Mount) identify() error {
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(m.dir))
 	if err != nil || len(infos) == 0 {
-		return nil, errors.Join(fmt.Errorf("find the mount at %s in /proc/self/mountinfo: %w", dir, err),
-			m.Unmount(ctx))
+		return fmt.Errorf("find the mount at %s in /proc/self/mountinfo: %w", m.dir, err)
 	}
 	m.device = unix.Mkdev(uint32(infos[0].Major), uint32(infos[0].Minor))
-	return m, nil
+	return nil
 }
 
 // contentOptions are those of a content mount.
@@ -130,6 +150,7 @@ func serverOptions() *fuse.MountOptions {
 		// The kernel alone checks permissions, by the ids that the mount shows, so
 		// that trees may be mounted with others (Linux 6.12).
 		IDMappedMount: true,
+		PanicHandler:  panicked,
 	}
 }
 

@@ -3,6 +3,7 @@ package fusefs
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"syscall"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/ledger"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
 )
 
@@ -39,6 +41,8 @@ type Passthrough struct {
 	trees    trees
 	backings backings
 	openers  atomic.Pointer[openers] // set before a tree is shown
+
+	loaded chan struct{} // of Recall: closed by Load
 }
 
 // NewPassthrough makes a file system without trees.
@@ -49,20 +53,58 @@ func NewPassthrough() *Passthrough {
 	return p
 }
 
-// AddTree shows an image of the domain below the root. It returns the path of its
-// root directory in the mount; RemoveTree takes it away.
+// Keep writes what the kernel knows of open files to a file from now on; see FS.Keep.
+func (p *Passthrough) Keep(file *os.File) error {
+	l, err := ledger.Create(file, backingsLedger, backingsVersion)
+	if err != nil {
+		return err
+	}
+	l.SetCounter(1)
+	p.backings.kept, p.trees.kept = l, l
+	return nil
+}
+
+// Recall takes over a file of Keep, of another process that is gone. It must be called
+// before the session is resumed. Then restore the trees of images, and call Load, which
+// requests wait for.
+func (p *Passthrough) Recall(file *os.File) error {
+	l, err := ledger.Open(file, backingsLedger, backingsVersion)
+	if err != nil {
+		return err
+	}
+	p.backings.kept = l
+	p.loaded = make(chan struct{})
+	return p.trees.recall(l)
+}
+
+// KeepError is why the file of Keep or Recall misses something.
+func (p *Passthrough) KeepError() error { return p.backings.kept.Err() }
+
+// Load makes the open files known, and returns how many there are. Requests are answered
+// from now on, also after an error. It must be called once, after the session was resumed.
+func (p *Passthrough) Load() (opened int, err error) {
+	defer close(p.loaded)
+	err = p.backings.load()
+	p.backings.drop(func(id nodeID, _ *backingFile) bool { return p.trees.tree(id.slot()) == nil })
+	return p.backings.opened(), err
+}
+
+// AddTree shows an image of the domain below the root, as the tree returned, which
+// RemoveTree takes away.
 //
 // dirs are where the content of its files is, by share.ContentPath and
 // share.PrivatePath. The first that has it when a file is opened supplies it; the last
 // has all.
 //
 // It fails when the superblock has shown 2^18-1 trees.
-func (p *Passthrough) AddTree(m *share.Member, dirs ...string) (path string, err error) {
+func (p *Passthrough) AddTree(m *share.Member, dirs ...string) (Tree, error) {
 	t, err := p.trees.add(m, dirs...)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("/%d", t.slot), nil
+	return Tree(t), err
+}
+
+// RestoreTree shows an image as a tree that was its own before the session was resumed.
+func (p *Passthrough) RestoreTree(m *share.Member, t Tree, dirs ...string) error {
+	return p.trees.restore(m, t, dirs...)
 }
 
 // RemoveTree takes an image's tree away. Its mounts must be gone; what is left of
@@ -105,7 +147,7 @@ func (p *Passthrough) check() error {
 // Open answers with the backing of the file.
 func (p *Passthrough) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	id := nodeID(in.NodeId)
-	backing, err := p.backings.open(id)
+	backing, err := p.backings.open(id, in.Unique)
 	if err == errEmpty { //nolint:errorlint // register returns it bare
 		out.OpenFlags = fuse.FOPEN_NOFLUSH
 		return fuse.OK
@@ -122,7 +164,7 @@ func (p *Passthrough) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 // Release takes back an open.
 func (p *Passthrough) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if in.Fh != 0 {
-		p.backings.close(nodeID(in.NodeId))
+		p.backings.close(nodeID(in.NodeId), in.Unique)
 	}
 }
 

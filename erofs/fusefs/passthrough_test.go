@@ -21,9 +21,9 @@ func TestPassthroughTree(t *testing.T) {
 	p := NewPassthrough()
 	var opened []nodeID
 	p.backings.register = func(id nodeID) (int32, error) { opened = append(opened, id); return 7, nil }
-	path, err := p.AddTree(m, "/content")
-	if err != nil || path != "/1" {
-		t.Fatal(path, err)
+	tree, err := p.AddTree(m, "/content")
+	if err != nil || tree.PassthroughPath() != "/1" {
+		t.Fatal(tree, err)
 	}
 	look := func(dir uint64, name string) (out fuse.EntryOut) {
 		t.Helper()

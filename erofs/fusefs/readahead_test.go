@@ -31,7 +31,7 @@ func bigFiles(t *testing.T, n int) (m *share.Member, contents [][]byte, inodes [
 	d := share.NewDomain("d")
 	m = joinTree(t, d, "a", true, dir)
 	for _, c := range contents {
-		in, ok := d.Find(share.ContentPath(share.Key{Sum: sha256.Sum256(c), Size: int64(len(c))}))
+		in, ok := d.Find(share.ContentPath(share.Key{Sum: sha256.Sum256(c), Size: int64(len(c))}), 0)
 		if !ok {
 			t.Fatal("a file is not found")
 		}

@@ -40,41 +40,54 @@ func (t *tree) size(ino uint64) int64 {
 	return 0
 }
 
-// AddTree shows an image of the domain below the root. It returns the path of its
-// root directory in the mount; RemoveTree takes it away.
+// AddTree shows an image of the domain below the root, as the tree returned, which
+// RemoveTree takes away.
 //
 // It fails when the superblock has shown 2^18-1 trees.
-func (f *FS) AddTree(m *share.Member) (path string, err error) {
+func (f *FS) AddTree(m *share.Member) (Tree, error) {
 	t, err := f.trees.add(m)
-	if err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("/tree/%d", t.slot), nil
+	return Tree(t), err
 }
+
+// RestoreTree shows an image as a tree that was its own before the session was resumed.
+func (f *FS) RestoreTree(m *share.Member, t Tree) error { return f.trees.restore(m, t) }
+
+// Tree is the number of an image's tree in its superblock, never used twice; 0: none.
+type Tree uint32
+
+// Path is where a tree is in a content mount.
+func (t Tree) Path() string { return fmt.Sprintf("/tree/%d", t) }
+
+// PassthroughPath is where it is in the mount of a Passthrough.
+func (t Tree) PassthroughPath() string { return fmt.Sprintf("/%d", t) }
 
 // RemoveTree takes an image's tree away. Its mounts must be gone; what is left of
 // it in the kernel answers ESTALE.
 func (f *FS) RemoveTree(m *share.Member) {
-	for _, t := range f.trees.remove(m) {
+	removed := f.trees.remove(m)
+	f.merged.leave(removed)
+	for _, t := range removed {
 		for _, use := range t.files() {
 			f.cap.gone(use)
 		}
 	}
 }
 
-// child is a childFunc: a merged node, counted as referenced, where the file may
-// share its pages with other trees, else its own.
-func (f *FS) child(t *tree, im *erofs.Image, nid uint64) (nodeID, fuse.Attr, error) {
-	id, in, err := t.node(im, nid)
-	if err != nil {
-		return 0, fuse.Attr{}, err
-	}
-	if in.IsRegular() && in.Size > 0 {
-		if shared, ok := t.member.Ref(nid, in.Size); ok {
-			return f.merged.join(t.slot, shared, in)
+// child returns a childFunc for a request: a merged node, counted as referenced, where
+// the file may share its pages with other trees, else its own.
+func (f *FS) child(unique uint64) childFunc {
+	return func(t *tree, im *erofs.Image, nid uint64) (nodeID, fuse.Attr, error) {
+		id, in, err := t.node(im, nid)
+		if err != nil {
+			return 0, fuse.Attr{}, err
 		}
+		if in.IsRegular() && in.Size > 0 {
+			if shared, ok := t.member.Ref(nid, in.Size); ok {
+				return f.merged.join(t.slot, shared, in, unique)
+			}
+		}
+		return id, inodeAttr(id, in), nil
 	}
-	return id, inodeAttr(id, in), nil
 }
 
 func (f *FS) treeRead(id nodeID, buf []byte, off uint64) (n int, err error) {
@@ -113,5 +126,5 @@ func (f *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList)
 
 // ReadDirPlus lists a directory with what lookups would have answered.
 func (f *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return f.trees.readDirPlus(in, out, f.child)
+	return f.trees.readDirPlus(in, out, f.child(in.Unique))
 }

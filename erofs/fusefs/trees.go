@@ -11,6 +11,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/ledger"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
 )
 
@@ -20,7 +21,8 @@ type trees struct {
 	bySlot atomic.Pointer[map[uint32]*tree]
 
 	mu       sync.Mutex
-	nextSlot uint32 // GUARDED_BY(mu)
+	nextSlot uint32         // GUARDED_BY(mu)
+	kept     *ledger.Ledger // its counter is nextSlot; set before a tree is added
 }
 
 func (ts *trees) init() {
@@ -31,27 +33,65 @@ func (ts *trees) init() {
 // add shows an image in a slot of its own. dirs are those of Passthrough.AddTree.
 //
 // It fails when the superblock has shown 2^18-1 trees.
-func (ts *trees) add(m *share.Member, dirs ...string) (_ *tree, err error) {
-	t := &tree{member: m, dirs: dirs, read: make(map[uint64]*treeFile)}
-	err = m.Do(func(im *erofs.Image) error {
-		t.super = im.Superblock()
-		t.root = im.Ino(t.super.RootNID)
-		return nil
-	})
+func (ts *trees) add(m *share.Member, dirs ...string) (slot uint32, err error) {
+	t, err := newTree(m, dirs)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if ts.nextSlot > maxSlot {
-		return nil, fmt.Errorf("%d trees were shown in %s: no node ids are left", maxSlot, m.Domain())
+		return 0, fmt.Errorf("%d trees were shown in %s: no node ids are left", maxSlot, m.Domain())
 	}
 	t.slot = ts.nextSlot
 	ts.nextSlot++
+	ts.kept.SetCounter(uint64(ts.nextSlot))
+	ts.show(t)
+	return t.slot, nil
+}
+
+// restore shows an image in a slot that add gave it in another process.
+func (ts *trees) restore(m *share.Member, slot Tree, dirs ...string) error {
+	t, err := newTree(m, dirs)
+	if err != nil {
+		return err
+	}
+	t.slot = uint32(slot)
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if t.slot == 0 || t.slot >= ts.nextSlot || (*ts.bySlot.Load())[t.slot] != nil {
+		return fmt.Errorf("tree %d of %s was never shown, or is already", t.slot, m.Domain())
+	}
+	ts.show(t)
+	return nil
+}
+
+// show makes a tree found. ts.mu is held.
+func (ts *trees) show(t *tree) {
 	bySlot := maps.Clone(*ts.bySlot.Load())
 	bySlot[t.slot] = t
 	ts.bySlot.Store(&bySlot)
-	return t, nil
+}
+
+func newTree(m *share.Member, dirs []string) (*tree, error) {
+	t := &tree{member: m, dirs: dirs, read: make(map[uint64]*treeFile)}
+	err := m.Do(func(im *erofs.Image) error {
+		t.super = im.Superblock()
+		t.root = im.Ino(t.super.RootNID)
+		return nil
+	})
+	return t, err
+}
+
+// recall takes the next slot from a ledger of another process.
+func (ts *trees) recall(l *ledger.Ledger) error {
+	next, err := l.Counter()
+	if err != nil {
+		return err
+	}
+	ts.kept = l
+	ts.nextSlot = uint32(min(max(next, 1), maxSlot+1))
+	return nil
 }
 
 // remove takes an image's trees away and returns them.

@@ -64,7 +64,7 @@ func BenchmarkKnownInodes(b *testing.B) {
 				}
 				if name != "first" {
 					for _, p := range paths {
-						d.Find(p)
+						d.Find(p, 0)
 					}
 				}
 				b.StartTimer()
@@ -81,13 +81,13 @@ func BenchmarkKnownInodes(b *testing.B) {
 	}
 	run("first", func(b *testing.B, d *share.Domain, path string) {
 		b.Helper()
-		if _, ok := d.Find(path); !ok {
+		if _, ok := d.Find(path, 0); !ok {
 			b.Fatal(path)
 		}
 	})
 	run("again", func(b *testing.B, d *share.Domain, path string) {
 		b.Helper()
-		if _, ok := d.Find(path); !ok {
+		if _, ok := d.Find(path, 0); !ok {
 			b.Fatal(path)
 		}
 	})
@@ -106,7 +106,7 @@ func TestKnownInodesAreSmall(t *testing.T) {
 		t.Errorf("an image of which the kernel knows nothing takes %d bytes", n)
 	}
 	for i := range files {
-		if _, ok := d.Find(share.ContentPath(share.Key{Sum: bigSum(i), Size: 1000})); !ok {
+		if _, ok := d.Find(share.ContentPath(share.Key{Sum: bigSum(i), Size: 1000}), 0); !ok {
 			t.Fatal(i)
 		}
 	}
@@ -133,7 +133,7 @@ func BenchmarkJoinAndLeave(b *testing.B) {
 			b.Fatal(err)
 		}
 		for j := range files {
-			if _, ok := d.Find(share.ContentPath(share.Key{Sum: bigSum(i*files + j), Size: 1000})); !ok {
+			if _, ok := d.Find(share.ContentPath(share.Key{Sum: bigSum(i*files + j), Size: 1000}), 0); !ok {
 				b.Fatal(i, j)
 			}
 		}

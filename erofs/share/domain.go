@@ -10,6 +10,7 @@ import (
 
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
+	"github.com/erofs-csi/erofs-csi/erofs/internal/ledger"
 )
 
 // Domain is a set of images whose equal files are one file in memory.
@@ -30,6 +31,7 @@ type Domain struct {
 	mu      sync.Mutex
 	names   names               // GUARDED_BY(mu)
 	orphans map[uint64]identity // GUARDED_BY(mu)
+	kept    *ledger.Ledger      // of the records, for another process; entries: GUARDED_BY(mu)
 }
 
 // members are the images of a domain at a time. It does not change.
@@ -217,7 +219,10 @@ func (d *Domain) known(id *identity, hash uint64) (Inode, bool) {
 //
 // The private name of a file that has a fingerprint, which it had not when it was named,
 // is one of its shared inode.
-func (d *Domain) Find(path string) (Inode, bool) {
+//
+// unique is the number of the request that asks, if the kernel asks, else 0: one that is
+// sent again is counted once. See Keep.
+func (d *Domain) Find(path string, unique uint64) (Inode, bool) {
 	id, ok := parsePath(path)
 	if !ok {
 		return Inode{}, false
@@ -227,13 +232,13 @@ func (d *Domain) Find(path string) (Inode, bool) {
 			id = identity{key: k}
 		}
 	}
-	return d.find(&id)
+	return d.find(&id, unique)
 }
 
-func (d *Domain) find(id *identity) (Inode, bool) {
+func (d *Domain) find(id *identity, unique uint64) (Inode, bool) {
 	hash := d.hash(id)
 	for {
-		if in, ok := d.refKnown(id, hash); ok {
+		if in, ok := d.refKnown(id, hash, unique); ok {
 			return in, true
 		}
 		// The search in the indexes holds nobody up.
@@ -245,7 +250,7 @@ func (d *Domain) find(id *identity) (Inode, bool) {
 			}
 			return Inode{}, false
 		}
-		if in, ok, done := d.add(id, hash, b, members); done {
+		if in, ok, done := d.add(id, hash, unique, b, members); done {
 			return in, ok
 		}
 	}
@@ -269,26 +274,40 @@ func (d *Domain) bestOpen(id *identity, of []*Member) (best backing, ok bool) {
 }
 
 // refKnown counts a reference to an inode that the kernel knows.
-func (d *Domain) refKnown(id *identity, hash uint64) (Inode, bool) {
+func (d *Domain) refKnown(id *identity, hash, unique uint64) (Inode, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	in, ok := d.known(id, hash)
 	if ok {
-		in.rec.ref()
+		d.ref(in, unique)
 	}
 	return in, ok
 }
 
+// ref counts a reference, once for each request. d.mu is held.
+func (d *Domain) ref(in Inode, unique uint64) {
+	if d.kept == nil {
+		in.rec.ref()
+		return
+	}
+	e := d.kept.Get(in.index)
+	if !seenBy(&e).Counted(unique) {
+		in.rec.ref()
+		putLookups(&e, in.rec.nlookup)
+		d.kept.Put(in.index, &e)
+	}
+}
+
 // add makes the inode with an identity that is read from b, unless it was made, or
 // members came or went, since b was found; then it is to be done again.
-func (d *Domain) add(id *identity, hash uint64, b backing, since *members) (in Inode, ok, done bool) {
+func (d *Domain) add(id *identity, hash, unique uint64, b backing, since *members) (in Inode, ok, done bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.members.Load() != since {
 		return Inode{}, false, false
 	}
 	if in, ok := d.known(id, hash); ok {
-		in.rec.ref()
+		d.ref(in, unique)
 		return in, true, true
 	}
 	if d.names.count >= maxNames || d.records.next >= maxIndex {
@@ -299,11 +318,13 @@ func (d *Domain) add(id *identity, hash uint64, b backing, since *members) (in I
 	r.nlookup = 1
 	d.names.add(hash, index)
 	r.set(b)
+	d.note(index, id, r, unique)
 	return Inode{d, index, r}, true, true
 }
 
 // ref counts a reference. At 2^32-1 it stays: the inode is not forgotten any more.
 func (r *record) ref() {
+	r.loaded = false
 	if r.nlookup < math.MaxUint32 {
 		r.nlookup++
 	}
@@ -316,15 +337,15 @@ func (d *Domain) Inode(index uint64) (Inode, bool) {
 	return Inode{d, index, r}, r != nil
 }
 
-// Ref counts one more kernel reference to an inode found by its index. It answers
-// false when the inode was forgotten meanwhile.
-func (d *Domain) Ref(in Inode) bool {
+// Ref counts one more kernel reference to an inode found by its index, for a request as
+// of Find. It answers false when the inode was forgotten meanwhile.
+func (d *Domain) Ref(in Inode, unique uint64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.rec.load() == 0 {
 		return false
 	}
-	in.rec.ref()
+	d.ref(in, unique)
 	return true
 }
 
@@ -350,20 +371,30 @@ func (d *Domain) Forget(index, n uint64) (Inode, bool) {
 	if r == nil {
 		return Inode{}, false
 	}
+	r.loaded = false
 	if r.nlookup < math.MaxUint32 {
 		r.nlookup -= uint32(min(n, uint64(r.nlookup)))
 	}
 	if r.nlookup > 0 {
+		d.noteLookups(index, r)
 		return Inode{}, false
 	}
+	return d.remove(index, r), true
+}
+
+// remove takes out an inode that the kernel has forgotten. d.mu is held.
+func (d *Domain) remove(index uint64, r *record) Inode {
 	if id, ok := d.identity(index, r); ok {
 		d.names.remove(d.hash(&id), index)
 	} else {
 		d.names.removeIndex(index)
 	}
 	delete(d.orphans, index)
-	d.records.remove(index, r)
-	return Inode{d, index, r}, true
+	d.kept.Clear(index)
+	if d.records.remove(index, r) {
+		d.kept.Free(index/pageRecords*pageRecords, pageRecords)
+	}
+	return Inode{d, index, r}
 }
 
 // Len returns how many inodes the kernel knows and how many images are joined.

@@ -54,6 +54,7 @@ func (d *Domain) adopt(m *Member, index uint64, r *record, nid uint64) {
 	d.names.remove(d.hash(&old), index)
 	d.names.add(hash, index)
 	r.set(b)
+	d.noteIdentity(index, &id)
 }
 
 // identified returns the content of a private file whose image knows it by now.

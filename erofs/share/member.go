@@ -54,7 +54,7 @@ func (m *Member) Ref(nid uint64, size int64) (Inode, bool) {
 	if !ok {
 		return Inode{}, false
 	}
-	return m.domain.find(&identity{key: k})
+	return m.domain.find(&identity{key: k}, 0)
 }
 
 // enter takes the gate for reading, unless the member leaves or has left.

@@ -14,6 +14,7 @@ type record struct {
 
 	nlookup uint32 // the kernel's references, at the most; GUARDED_BY(Domain.mu)
 	cost    uint8  // of decoding source, badCost when it has failed; GUARDED_BY(Domain.mu)
+	loaded  bool   // by Load, and its references did not change since; GUARDED_BY(Domain.mu)
 }
 
 // badCost is above every fingerprint.File.Cost.
@@ -128,21 +129,49 @@ func (t *records) grow(n int) {
 	if n <= len(old) {
 		return
 	}
-	pages := make([]atomic.Pointer[recordPage], max(2*len(old), 4))
+	pages := make([]atomic.Pointer[recordPage], max(2*len(old), n, 4))
 	for i := range old {
 		pages[i].Store(old[i].Load())
 	}
 	t.pages.Store(&pages)
 }
 
-// remove takes a record out of use.
-func (t *records) remove(index uint64, r *record) {
+// restore makes the record of an index that was given out before. It must be free, and
+// extend be called before the next add.
+func (t *records) restore(index uint64) *record {
+	t.extend(index + 1)
+	t.count++
+	n := index / pageRecords
+	slot := &(*t.pages.Load())[n]
+	if slot.Load() == nil {
+		slot.Store(new(recordPage))
+	}
+	t.alive[n]++
+	return &slot.Load()[index%pageRecords]
+}
+
+// extend makes next at least so much.
+func (t *records) extend(next uint64) {
+	if next <= t.next {
+		return
+	}
+	t.next = next
+	n := int((next + pageRecords - 1) / pageRecords)
+	t.alive = append(t.alive, make([]uint16, max(n-len(t.alive), 0))...)
+	t.grow(n)
+}
+
+// remove takes a record out of use, and tells whether its page went with it.
+func (t *records) remove(index uint64, r *record) bool {
 	r.store(0)
 	t.count--
 	n := index / pageRecords
-	if t.alive[n]--; t.alive[n] == 0 && t.next >= (n+1)*pageRecords {
-		(*t.pages.Load())[n].Store(nil)
+	t.alive[n]--
+	if t.alive[n] > 0 || t.next < (n+1)*pageRecords {
+		return false
 	}
+	(*t.pages.Load())[n].Store(nil)
+	return true
 }
 
 // each calls f with every record in use, in the order of their indexes, until it

@@ -117,7 +117,7 @@ func join(d *share.Domain, i *image, id string, fp *fingerprint.Index) *share.Me
 // find looks a path up, as the kernel does, and returns what is there.
 func find(t *testing.T, d *share.Domain, path string) share.Inode {
 	t.Helper()
-	in, ok := d.Find(path)
+	in, ok := d.Find(path, 0)
 	if !ok {
 		t.Fatalf("%s is not found", path)
 	}
@@ -125,7 +125,7 @@ func find(t *testing.T, d *share.Domain, path string) share.Inode {
 }
 
 func found(d *share.Domain, path string) bool {
-	_, ok := d.Find(path)
+	_, ok := d.Find(path, 0)
 	return ok
 }
 
@@ -382,7 +382,7 @@ func TestInodeLivesAsLongAsTheKernelKnowsIt(t *testing.T) {
 	}
 	d.Forget(index, 1)
 	d.Forget(1<<40, 1)
-	if d.Ref(in) {
+	if d.Ref(in, 0) {
 		t.Error("a forgotten inode was referenced")
 	}
 	// An index is never used again: the kernel may be late to forget.

@@ -56,7 +56,7 @@ func TestImagesComeAndGoUnderReaders(t *testing.T) {
 			for !stop.Load() {
 				i := rand.IntN(contents)
 				want := data(i)
-				in, ok := d.Find(content(want))
+				in, ok := d.Find(content(want), 0)
 				if !ok {
 					t.Errorf("content %d is not found", i)
 					return
