@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
@@ -39,6 +40,8 @@ type childConfig struct {
 	Stress    int // rounds of mounting and releasing them in parallel, instead
 
 	ImageLimit int64 // of the store of images, in bytes
+
+	Holder string // socket; the name is the state directory
 }
 
 type childMount struct {
@@ -70,6 +73,7 @@ type childReport struct {
 type childFront struct {
 	Path, Kind, Reason, Err string
 	Trouble                 string
+	Resumed                 bool
 }
 
 func TestMain(m *testing.M) {
@@ -102,7 +106,16 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	files := filestore.Config{Dir: filepath.Join(c.CacheDir, "files"), Limit: c.Store}
-	e, err := New(ctx, Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store})
+	cfg := Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store}
+	if c.Holder != "" {
+		h, err := holder.Dial(ctx, c.Holder, c.StateDir)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, h.Close()) }()
+		cfg.Holder = h
+	}
+	e, err := New(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -135,6 +148,9 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 			return err
 		}
 		report.Fronts = append(report.Fronts, cf)
+	}
+	if err := e.EndResume(ctx); err != nil {
+		return err
 	}
 	if err := json.NewEncoder(stdout).Encode(report); err != nil {
 		return err
@@ -195,7 +211,7 @@ func mountChild(ctx context.Context, e *Engine, store *nodecache.Store, m childM
 	if err != nil {
 		return nil, childFront{Err: err.Error()}, nil
 	}
-	return f, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason()}, nil
+	return f, childFront{Path: f.Path(), Kind: f.Kind(), Reason: f.Reason(), Resumed: f.Resumed()}, nil
 }
 
 // lookAt tells how a front is now.

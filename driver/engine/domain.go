@@ -23,12 +23,14 @@ const unmountTimeout = 10 * time.Second
 
 // domain is a content mount with its shared inodes.
 type domain struct {
+	key  string // domainKey
 	name string // as asked for; empty: the domain of one volume
 	// trusted: its images' own fingerprints are taken as they are.
 	trusted bool
 	share   *share.Domain
 	fs      *fusefs.FS
 	mount   *fusefs.Mount
+	kept    *kept // nil: it goes with this process
 
 	passthroughMu sync.Mutex
 	passthrough   *passthrough // of fronts of this kind, nil before the first; GUARDED_BY(passthroughMu)
@@ -66,24 +68,49 @@ func (d *domain) setLimit() {
 	}
 }
 
-func (e *Engine) makeDomain(ctx context.Context, name string, trusted bool) (*domain, error) {
-	dir, err := e.instance.mountpoint(fmt.Sprintf("content-%d", e.serial.Add(1)))
-	if err != nil {
-		return nil, err
-	}
+// newDomain is a domain that is not mounted.
+func (e *Engine) newDomain(ctx context.Context, key, name string, trusted bool) *domain {
 	log := klog.FromContext(ctx)
-	d := &domain{name: name, trusted: trusted, share: share.NewDomain(name), limits: make(map[*Front]int64)}
+	d := &domain{key: key, name: name, trusted: trusted, share: share.NewDomain(name), limits: make(map[*Front]int64)}
 	d.share.OnFailure(func(in share.Inode, err error) {
 		log.Error(err, "An image can't supply a file; another one does", "domain", name, "file", in.Path())
 	})
 	d.fs = fusefs.New(d.share)
-	if d.mount, err = fusefs.Serve(ctx, d.fs, dir); err != nil {
+	return d
+}
+
+// makeDomain mounts a domain's content, or takes it over from an engine that is gone.
+func (e *Engine) makeDomain(ctx context.Context, key, name string, trusted bool) (*domain, error) {
+	if d := e.takeDomain(key); d != nil {
+		return d, nil
+	}
+	dir, err := e.instance.mountpoint(fmt.Sprintf("content-%d", e.serial.Add(1)))
+	if err != nil {
+		return nil, err
+	}
+	log := klog.FromContext(ctx).WithValues("domain", name)
+	d := e.newDomain(e.ctx, key, name, trusted) //nolint:contextcheck // it outlives the call
+	ledgers, err := e.ledgers("inodes", "nodes")
+	if err == nil && ledgers != nil {
+		err = d.fs.Keep(ledgers[0], ledgers[1])
+	}
+	if err == nil {
+		d.mount, err = fusefs.Serve(ctx, d.fs, dir)
+	}
+	if err != nil {
+		closeAll(ledgers)
 		return nil, errors.Join(err, os.Remove(dir))
 	}
 	if err := d.mount.SetReadahead(d.mount.Window()); err != nil {
-		log.Error(err, "Cannot set the readahead: it stays what the machine has", "domain", name)
+		log.Error(err, "Cannot set the readahead: it stays what the machine has")
 	}
-	log.V(2).Info("Mounted a domain's content", "domain", name, "target", dir)
+	if ledgers != nil {
+		meta := keptMeta{Kind: keptContent, Domain: key, Name: name, Trusted: trusted, Session: d.mount.State()}
+		if d.kept, err = e.keepMount(newKey(keptContent), meta, dir, d.mount.Channel(), ledgers...); err != nil {
+			notKept(ctx, err, "A domain", "domain", name)
+		}
+	}
+	log.V(2).Info("Mounted a domain's content", "target", dir)
 	return d, nil
 }
 
@@ -92,9 +119,20 @@ func (e *Engine) unmakeDomain(d *domain) error {
 	err := e.unmakePassthrough(ctx, d) // first: its open files are of the content mount
 	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
 	defer cancel()
-	if err := errors.Join(err, d.mount.Unmount(ctx)); err != nil {
+	err = errors.Join(err, e.unkeep(d.kept), d.mount.Unmount(ctx))
+	d.kept.close()
+	if err != nil {
 		return err
 	}
 	klog.FromContext(e.ctx).V(2).Info("Unmounted a domain's content", "domain", d.name, "target", d.mount.Dir())
 	return os.Remove(d.mount.Dir())
+}
+
+// contentDirs are where the content of the domain's files is, the plain copies first, if
+// there is a layer of them.
+func (d *domain) contentDirs(layer *filestore.Layer) []string {
+	if layer == nil {
+		return []string{d.mount.Dir()}
+	}
+	return []string{layer.Dir(), d.mount.Dir()}
 }

@@ -22,9 +22,9 @@
 // # Limits
 //
 // All mounts are in one private directory below the state directory, mode 0700.
-// The caller must have CAP_SYS_ADMIN. Mounts die with the process but for those of
-// the kernel's EROFS; the next engine with the same state directory removes what is
-// left of them.
+// The caller must have CAP_SYS_ADMIN. Without a holder, mounts die with the process but
+// for those of the kernel's EROFS; the next engine with the same state directory removes
+// what is left of them. With one they wait for the next engine: see Config.Holder.
 package engine
 
 import (
@@ -85,6 +85,10 @@ type Config struct {
 	// answers to AskCache, and gets images back that no volume shows when it wants to
 	// evict them.
 	Images *nodecache.Store
+	// Holder keeps what the mounts need to outlive this process, nil: they do not. What
+	// an engine that is gone left there is taken over: Mount returns its fronts. Nobody
+	// else may use the same keys. See EndResume.
+	Holder Holder
 }
 
 // Engine makes and keeps fronts. It is safe for concurrent use.
@@ -111,6 +115,8 @@ type Engine struct {
 	hashed, unreadable, forged atomic.Int64 // see Counts
 
 	kernelDomains kernelDomains
+	resumed       resumed
+	lost          atomic.Int64 // see Counts
 
 	ctx    context.Context // ends when the engine is closed; carries the logger
 	cancel context.CancelFunc
@@ -124,7 +130,6 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if !slices.Contains(Fronts, cfg.Front) {
 		return nil, fmt.Errorf("front %q: want one of %s", cfg.Front, strings.Join(Fronts, ", "))
 	}
-	removeDeadInstances(ctx, cfg.StateDir)
 	in, err := newInstance(ctx, cfg.StateDir)
 	if err != nil {
 		return nil, err
@@ -143,6 +148,14 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 			return nil, errors.Join(err, in.remove(ctx))
 		}
 	}
+	if cfg.Holder != nil {
+		if err := e.resume(ctx); err != nil {
+			e.cancel()
+			e.closeFiles()
+			return nil, errors.Join(err, in.remove(ctx))
+		}
+	}
+	removeDeadInstances(ctx, cfg.StateDir) // the holder has what goes on of their mounts
 	if cfg.Images != nil {
 		cfg.Images.OnLetGo(e.LetGo)
 	}
@@ -209,7 +222,7 @@ func (e *Engine) Mount(ctx context.Context, req Request) (*Front, error) {
 	}
 	shown := it.val
 	f := &Front{
-		path: shown.dir, kind: shown.kind, reason: shown.why, stats: statsOf(shown.super),
+		path: shown.dir, kind: shown.kind, resumed: shown.resumed, reason: shown.why, stats: statsOf(shown.super),
 		healthy: shown.alive, trouble: shown.image.Trouble,
 	}
 	f.release = func() error {
@@ -250,7 +263,10 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 			klog.FromContext(ctx).Info("Front is still in use", "image", f.reference, "domain", f.domain, "volumes", f.volumes())
 			err = errors.Join(err, e.unmakeKernelFront(f))
 		}
-		err = errors.Join(err, e.forget(e.idle.takeAll(query{})), e.indexes.wait(ctx), e.instance.remove(ctx))
+		err = errors.Join(err, e.EndResume(ctx), e.forget(e.idle.takeAll(query{})), e.indexes.wait(ctx), e.instance.remove(ctx))
+		if e.cfg.Holder != nil {
+			err = errors.Join(err, e.cfg.Holder.Delete(keptKernel))
+		}
 		e.closeFiles()
 	})
 	return err

@@ -37,6 +37,8 @@ type front struct {
 	undo      []func() error // how to take the mounts away, the last made first
 	keep      bool           // the image stays in its domain when the mounts are gone
 	limited   bool           // its page cache is to have a limit
+	layered   bool           // large files come from the domain's layer
+	resumed   bool           // it is that of an engine that is gone
 	unmade    sync.Once
 	users
 }
@@ -50,6 +52,7 @@ type users struct {
 // Front is a caller's hold on a front, until Release.
 type Front struct {
 	path, kind string
+	resumed    bool
 	stats      Stats
 	reason     func() string
 	healthy    func() error
@@ -62,6 +65,10 @@ type Front struct {
 
 // Path is the directory to bind-mount from.
 func (f *Front) Path() string { return f.path }
+
+// Resumed tells that it was mounted by an engine that is gone: what is bound from it goes
+// on. See Config.Holder.
+func (f *Front) Resumed() bool { return f.resumed }
 
 // Kind is one of Fronts but FrontAuto, or FrontKernel.
 func (f *Front) Kind() string { return f.kind }
@@ -141,17 +148,38 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	if err := e.forget(e.idle.takeDead()); err != nil {
 		klog.FromContext(ctx).Error(err, "Letting go of images of a dead session left something behind")
 	}
+	held := e.takeFront(key)
+	if held != nil {
+		defer e.settle(key)
+	}
 	f := &front{joined: e.idle.take(key), reference: req.Image.Reference(), limited: req.CacheLimit > 0, idMapped: req.IDMapped}
 	warm := f.joined != nil
 	if warm {
 		f.image.Wake()
 	} else {
 		if f.joined, err = e.join(ctx, key, req); err != nil {
+			if held != nil {
+				err = errors.Join(err, e.putBack(key, held))
+			}
 			return nil, err
 		}
 	}
-	if err := e.mountFront(ctx, f); err != nil {
-		return nil, errors.Join(err, e.unmakeFront(f))
+	if held != nil {
+		err := e.adopt(ctx, f, held)
+		f.resumed = err == nil
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "A mount of an engine that is gone is lost", "image", f.reference, "domain", req.Domain)
+			e.lost.Add(1)
+			err = errors.Join(f.undoMounts(), e.unkeep(held.kept))
+		}
+		if err != nil {
+			return nil, errors.Join(err, e.unmakeFront(f))
+		}
+	}
+	if !f.resumed {
+		if err := e.mountFront(ctx, f); err != nil {
+			return nil, errors.Join(err, e.unmakeFront(f))
+		}
 	}
 	f.reason = joinReasons(f.reason, f.sharesLess())
 	f.keep = req.Keep
@@ -195,6 +223,7 @@ func (e *Engine) mountFront(ctx context.Context, f *front) error {
 		err := e.mountKind(ctx, f, kind)
 		if err == nil {
 			f.kind, f.reason = kind, strings.Join(reasons, "; ")
+			e.keepFront(ctx, f)
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -215,6 +244,29 @@ func (e *Engine) kinds(f *front) []string {
 		return []string{FrontPassthrough, FrontTree}
 	}
 	return []string{FrontOverlay, FrontPassthrough, FrontTree}
+}
+
+// keepFront has the holder keep a front that is mounted.
+func (e *Engine) keepFront(ctx context.Context, f *front) {
+	if e.cfg.Holder == nil || f.domain.kept == nil {
+		return
+	}
+	meta := keptMeta{
+		Kind: keptFront, Domain: f.key.domain, Image: f.key.image, IDMapped: f.idMapped,
+		Front: f.kind, Reason: f.reason, Stored: f.layered,
+	}
+	switch f.kind {
+	case FrontTree:
+		meta.Tree = f.tree
+	case FrontPassthrough:
+		meta.Tree = f.shown.tree
+	}
+	k, err := e.keepMount(newKey(keptFront), meta, f.dir, nil)
+	if err != nil {
+		notKept(ctx, err, "A volume's mount", "image", f.reference)
+		return
+	}
+	f.undo = append(f.undo, func() error { return e.unkeep(k) })
 }
 
 func (e *Engine) mountKind(ctx context.Context, f *front, kind string) (err error) {
@@ -250,12 +302,12 @@ func (e *Engine) mountTree(f *front) (err error) {
 			return err
 		}
 	}
-	if f.tree == "" {
+	if f.tree == 0 {
 		if f.tree, err = f.domain.fs.AddTree(f.member); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mount(f.domain.mount.Dir()+f.tree, f.dir, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(f.domain.mount.Dir()+f.tree.Path(), f.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
 	}
 	f.session = f.domain.mount
@@ -267,16 +319,22 @@ func (e *Engine) mountTree(f *front) (err error) {
 // so that nothing is left that could be taken away.
 func (e *Engine) unmakeFront(f *front) (err error) {
 	f.unmade.Do(func() {
-		for i := len(f.undo) - 1; i >= 0; i-- {
-			err = errors.Join(err, f.undo[i]())
-		}
-		f.undo = nil
+		err = f.undoMounts()
 		if f.keep && e.ctx.Err() == nil && f.image.Spoiled() == nil && f.domain.mount.Alive() == nil {
 			err = errors.Join(err, e.rest(f.joined))
 		} else {
 			err = errors.Join(err, e.leave(f.joined))
 		}
 	})
+	return err
+}
+
+// undoMounts takes the mounts away, the last made first.
+func (f *front) undoMounts() (err error) {
+	for i := len(f.undo) - 1; i >= 0; i-- {
+		err = errors.Join(err, f.undo[i]())
+	}
+	f.undo = nil
 	return err
 }
 

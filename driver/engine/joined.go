@@ -13,6 +13,7 @@ import (
 
 	"github.com/erofs-csi/erofs-csi/erofs"
 	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
+	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -31,9 +32,9 @@ type joined struct {
 	domain     *domain
 	domainItem *item[string, *domain]
 	member     *share.Member
-	lazy       bool   // the image was not complete when it joined
-	watched    *watch // of a lazy one
-	tree       string // where the content mount shows its tree, empty before it does
+	lazy       bool        // the image was not complete when it joined
+	watched    *watch      // of a lazy one
+	tree       fusefs.Tree // in the content mount, 0 before it has one
 	shown      passthroughTree
 
 	mu     sync.Mutex
@@ -67,7 +68,7 @@ func (e *Engine) join(ctx context.Context, key frontKey, req Request) (_ *joined
 	if err := e.identify(ctx, j, req); err != nil {
 		return nil, err
 	}
-	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, req.Domain, req.Trusted) })
+	j.domainItem, err = e.domains.acquire(ctx, key.domain, func() (*domain, error) { return e.makeDomain(ctx, key.domain, req.Domain, req.Trusted) })
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +138,7 @@ func joinReasons(reasons ...string) string {
 func (e *Engine) leave(j *joined) error {
 	log := klog.FromContext(e.ctx)
 	e.unwatchLazy(j)
-	if j.tree != "" {
+	if j.tree != 0 {
 		j.domain.fs.RemoveTree(j.member)
 	}
 	j.hide()

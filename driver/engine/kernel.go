@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -48,6 +49,22 @@ type kernelDomains struct{ secret [32]byte }
 func newKernelDomains() (d kernelDomains) {
 	_, _ = rand.Read(d.secret[:]) // never fails
 	return d
+}
+
+// recall takes the secret of an engine that is gone, so that its mounts and ours share.
+func (d *kernelDomains) recall(secret []byte) {
+	if len(secret) == len(d.secret) {
+		copy(d.secret[:], secret)
+	}
+}
+
+// keepKernelDomains has the holder keep the secret.
+func (e *Engine) keepKernelDomains() error {
+	text, err := json.Marshal(keptMeta{Version: keptVersion, Kind: keptKernel, KernelNames: e.kernelDomains.secret[:]})
+	if err != nil {
+		return err
+	}
+	return e.cfg.Holder.Put(keptKernel, text)
 }
 
 // id is the domain_id of a domain's key: 64 hexadecimal digits, different for

@@ -25,10 +25,7 @@ type metaKey struct {
 }
 
 // meta is an image's metadata, mounted, for all overlay fronts of the image.
-type meta struct {
-	dir   string
-	large []share.Key // contents of files of minStored and more
-}
+type meta struct{ dir string }
 
 // acquireMeta mounts the metadata of a front's image, unless it is. It is let go of by
 // e.metas.release.
@@ -43,21 +40,20 @@ func (e *Engine) acquireMeta(ctx context.Context, f *front) (*item[metaKey, *met
 		if err != nil {
 			return nil, err
 		}
-		m := &meta{dir: dir}
-		if err := e.writeAndMountMeta(ctx, f, ix != nil, m); err != nil {
+		if err := e.writeAndMountMeta(ctx, f, ix != nil, dir); err != nil {
 			return nil, errors.Join(fmt.Errorf("metadata image: %w", err), os.Remove(dir))
 		}
-		return m, nil
+		return &meta{dir: dir}, nil
 	})
 }
 
 func unmakeMeta(m *meta) error { return errors.Join(unmount(m.dir), os.Remove(m.dir)) }
 
-// writeAndMountMeta mounts the image's metadata at m.dir, and notes the large files.
+// writeAndMountMeta mounts the image's metadata at dir.
 // The file that is mounted has no name: it is gone with the mount, whatever happens to
 // us. shares: files are named by their content where it is known; else by themselves,
 // also if it becomes known while this is written, for other domains have this META too.
-func (e *Engine) writeAndMountMeta(ctx context.Context, f *front, shares bool, m *meta) error {
+func (e *Engine) writeAndMountMeta(ctx context.Context, f *front, shares bool, dir string) error {
 	select {
 	case e.scans <- struct{}{}:
 		defer func() { <-e.scans }()
@@ -69,24 +65,17 @@ func (e *Engine) writeAndMountMeta(ctx context.Context, f *front, shares bool, m
 		return err
 	}
 	defer func() { _ = file.Close() }()
-	found := make(map[share.Key]struct{})
 	content := func(in *erofs.Inode) string {
 		k, ok := f.member.Key(in.NID, in.Size)
 		if !ok || !shares {
 			return share.PrivatePath(f.member.Tag(), in.NID)
-		}
-		if in.Size >= minStored {
-			found[k] = struct{}{}
 		}
 		return share.ContentPath(k)
 	}
 	if _, err := metaimage.Write(ctx, file, f.erofs, content); err != nil {
 		return err
 	}
-	for k := range found {
-		m.large = append(m.large, k)
-	}
-	return mountEROFS(file, m.dir)
+	return mountEROFS(file, dir)
 }
 
 // unnamedFile makes a file that nobody else can open, on the file system of dir.

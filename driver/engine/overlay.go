@@ -37,7 +37,8 @@ func (e *Engine) mountOverlay(ctx context.Context, f *front) (err error) {
 	lower := escapeLayer(meta.val.dir)
 	if layer != nil {
 		f.unstore()
-		storeFiles(ctx, layer, f.joined, meta.val.large)
+		storeFiles(ctx, layer, f.joined, f.large())
+		f.layered = true
 		lower += "::" + escapeLayer(layer.Dir())
 	}
 	opts := "lowerdir=" + lower + "::" + escapeLayer(f.domain.mount.Dir()) + ",metacopy=on,redirect_dir=follow"

@@ -9,10 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/erofs-csi/erofs-csi/erofs"
-	"github.com/erofs-csi/erofs-csi/erofs/fingerprint"
 	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
-	"github.com/erofs-csi/erofs-csi/erofs/share"
 )
 
 // ErrNoPassthrough says that the kernel can't have fronts of this kind.
@@ -20,14 +17,16 @@ var ErrNoPassthrough = fusefs.ErrNoPassthrough
 
 // passthrough is the superblock of a domain's fronts of that kind.
 type passthrough struct {
-	fs    *fusefs.Passthrough
-	mount *fusefs.Mount
+	fs       *fusefs.Passthrough
+	mount    *fusefs.Mount
+	kept     *kept // nil: it goes with this process
+	recalled bool  // it was made by an engine that is gone
 }
 
 // passthroughTree is where a passthrough superblock shows an image.
 type passthroughTree struct {
 	on     *passthrough // nil: nowhere
-	path   string
+	tree   fusefs.Tree
 	stored bool // content is looked for in the domain's layer, too
 }
 
@@ -49,8 +48,22 @@ func (e *Engine) passthroughOf(ctx context.Context, d *domain) (*passthrough, er
 		return nil, err
 	}
 	p := &passthrough{fs: fusefs.NewPassthrough()}
-	if p.mount, err = fusefs.ServePassthrough(ctx, p.fs, dir); err != nil {
+	ledgers, err := e.ledgers("opens")
+	if err == nil && ledgers != nil {
+		err = p.fs.Keep(ledgers[0])
+	}
+	if err == nil {
+		p.mount, err = fusefs.ServePassthrough(ctx, p.fs, dir)
+	}
+	if err != nil {
+		closeAll(ledgers)
 		return nil, errors.Join(err, os.Remove(dir))
+	}
+	if ledgers != nil {
+		meta := keptMeta{Kind: keptPassthrough, Domain: d.key, Session: p.mount.State()}
+		if p.kept, err = e.keepMount(newKey(keptPassthrough), meta, dir, p.mount.Channel(), ledgers...); err != nil {
+			notKept(ctx, err, "A domain's trees", "domain", d.name)
+		}
 	}
 	d.passthrough = p
 	klog.FromContext(ctx).V(2).Info("Mounted a domain's trees", "domain", d.name, "target", dir)
@@ -67,7 +80,9 @@ func (e *Engine) unmakePassthrough(ctx context.Context, d *domain) error {
 	d.passthrough = nil
 	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
 	defer cancel()
-	if err := p.mount.Unmount(ctx); err != nil {
+	err := errors.Join(e.unkeep(p.kept), p.mount.Unmount(ctx))
+	p.kept.close()
+	if err != nil {
 		return err
 	}
 	return os.Remove(p.mount.Dir())
@@ -85,26 +100,21 @@ func (e *Engine) mountPassthrough(ctx context.Context, f *front) error {
 			return err
 		}
 	}
-	dirs := []string{f.domain.mount.Dir()}
 	layer := e.layer(f)
 	if layer != nil {
-		large, err := largeFiles(f.erofs, f.member)
-		if err != nil {
-			return err
-		}
 		f.unstore()
-		storeFiles(ctx, layer, f.joined, large)
-		dirs = []string{layer.Dir(), dirs[0]}
+		storeFiles(ctx, layer, f.joined, f.large())
+		f.layered = true
 	}
 	if t := f.shown; t.on != p || t.stored != (layer != nil) {
 		f.hide()
-		path, err := p.fs.AddTree(f.member, dirs...)
+		tree, err := p.fs.AddTree(f.member, f.domain.contentDirs(layer)...)
 		if err != nil {
 			return err
 		}
-		f.shown = passthroughTree{on: p, path: path, stored: layer != nil}
+		f.shown = passthroughTree{on: p, tree: tree, stored: layer != nil}
 	}
-	if err := unix.Mount(p.mount.Dir()+f.shown.path, f.dir, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(p.mount.Dir()+f.shown.tree.PassthroughPath(), f.dir, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
 	}
 	f.session = p.mount
@@ -118,24 +128,4 @@ func (j *joined) hide() {
 		j.shown.on.fs.RemoveTree(j.member)
 		j.shown = passthroughTree{}
 	}
-}
-
-// largeFiles are the contents of an image that are worth a place in the store of
-// files, each once.
-func largeFiles(im *erofs.Image, m *share.Member) (large []share.Key, err error) {
-	files, err := fingerprint.Files(im)
-	if err != nil {
-		return nil, err
-	}
-	found := make(map[share.Key]bool)
-	for _, f := range files {
-		if f.Size < minStored {
-			continue
-		}
-		if k, ok := m.Key(f.NID, f.Size); ok && !found[k] {
-			found[k] = true
-			large = append(large, k)
-		}
-	}
-	return large, nil
 }

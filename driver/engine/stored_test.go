@@ -205,7 +205,7 @@ func TestStoreFiles(t *testing.T) {
 	path := func(name string) string {
 		return share.ContentPath(share.Key{Sum: sha256.Sum256(texts[name]), Size: int64(len(texts[name]))})
 	}
-	d.share.Find(path("known"))
+	d.share.Find(path("known"), 0)
 	if err := layer.Put(t.Context(), path("there"), bytes.NewReader(texts["there"])); err != nil {
 		t.Fatal(err)
 	}
