@@ -1,5 +1,5 @@
-# The container image: one static binary, the certificates of registries' authorities
-# and the licence, no shell. What is in it is made by `make image-rootfs`, which makes
+# The container image: the static binary and the small one of the holder beside it, the
+# certificates of registries' authorities and the licence, no shell. What is in it is made by `make image-rootfs`, which makes
 # the same without a container engine. The nodes bring the kernel's fuse, overlay and
 # erofs.
 #

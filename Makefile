@@ -44,8 +44,9 @@ help: ## Print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/erofs-csi, static
+build: ## Build bin/erofs-csi and bin/erofs-csi-holder, static
 	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/erofs-csi
+	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)-holder ./cmd/erofs-csi-holder
 
 .PHONY: run
 run: build ## Run the demo: two images, one page cache (root; no Kubernetes needed)

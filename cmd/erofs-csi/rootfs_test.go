@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"crypto/x509"
 	"debug/elf"
+	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,8 +17,8 @@ import (
 	"testing"
 )
 
-// TestImageRootfs: the container image's root file system is the static binary, the
-// certificates and the licence, readable by all, and the binary runs in it.
+// TestImageRootfs: the container image's root file system is the static binaries, the
+// certificates and the licence, readable by all, and the binaries run in it.
 func TestImageRootfs(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "rootfs")
 	out, err := exec.Command("make", "-C", "../..", "image-rootfs", "ROOTFS="+dir, "VERSION=v1.2.3").CombinedOutput()
@@ -42,22 +45,24 @@ func TestImageRootfs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"/LICENSE", "/erofs-csi", "/etc/ssl/certs/ca-certificates.crt"}; !slices.Equal(files, want) {
+	if want := []string{"/LICENSE", "/erofs-csi", "/erofs-csi-holder", "/etc/ssl/certs/ca-certificates.crt"}; !slices.Equal(files, want) {
 		t.Errorf("files %q, want %q", files, want)
 	}
 	bundle, err := os.ReadFile(dir + "/etc/ssl/certs/ca-certificates.crt")
 	if err != nil || !x509.NewCertPool().AppendCertsFromPEM(bundle) {
 		t.Errorf("the certificates hold none: %v", err)
 	}
-	binary, err := elf.Open(dir + "/erofs-csi")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = binary.Close() }()
-	for _, p := range binary.Progs {
-		if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
-			t.Errorf("the binary is not static: it has a segment %v", p.Type)
+	for _, name := range []string{"erofs-csi", holderProgram} {
+		binary, err := elf.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
 		}
+		for _, p := range binary.Progs {
+			if p.Type == elf.PT_INTERP || p.Type == elf.PT_DYNAMIC {
+				t.Errorf("%s is not static: it has a segment %v", name, p.Type)
+			}
+		}
+		_ = binary.Close()
 	}
 	if os.Getuid() != 0 {
 		return // chroot(2)
@@ -67,6 +72,28 @@ func TestImageRootfs(t *testing.T) {
 	run.Dir = "/"
 	if out, err := run.CombinedOutput(); err != nil || !strings.Contains(string(out), "v1.2.3") {
 		t.Errorf("version: %v, %s; want v1.2.3", err, out)
+	}
+
+	// The holder becomes the small program. It asks /proc where that is.
+	keep := exec.Command(dir+"/erofs-csi", "holder", "--socket", "h.sock")
+	keep.Dir = t.TempDir()
+	stdout, err := keep.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil || line != "ready\n" {
+		t.Errorf("holder: %q, %v", line, err)
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", keep.Process.Pid))
+	if err != nil || strings.TrimSpace(string(name)) != holderProgram[:15] { // TASK_COMM_LEN
+		t.Errorf("the holder is %q, %v", name, err)
+	}
+	if err := errors.Join(keep.Process.Signal(syscall.SIGTERM), keep.Wait()); err != nil {
+		t.Errorf("holder: %v", err)
 	}
 }
 

@@ -52,6 +52,7 @@ func runScripts(t *testing.T, dir string) {
 			"mounted":   mountedCommand,
 			"flip":      flip,
 			"plugin":    plugin,
+			"hold":      hold,
 
 			"startRegistry": startRegistry,
 			"stopRegistry":  stopRegistry,
@@ -119,14 +120,27 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: serve NAME ARGS...")
 	}
+	awaitReady(ts, args[0], append([]string{"mount", "--cache-dir", ts.Getenv("CACHE"), "--state-dir", ts.Getenv("STATE")}, args[1:]...))
+}
+
+// hold NAME SOCKET starts `erofs-csi holder` and waits for ready.
+func hold(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: hold NAME SOCKET")
+	}
+	awaitReady(ts, args[0], []string{"holder", "--socket", args[1]})
+}
+
+// awaitReady starts a command that prints ready.
+func awaitReady(ts *testscript.TestScript, name string, args []string) {
 	s := &served{}
-	s.cmd = exec.Command("erofs-csi", append([]string{"mount", "--cache-dir", ts.Getenv("CACHE"), "--state-dir", ts.Getenv("STATE")}, args[1:]...)...)
+	s.cmd = exec.Command("erofs-csi", args...)
 	s.cmd.Dir = ts.MkAbs(".")
 	s.cmd.Stderr = &s.stderr
 	out, err := s.cmd.StdoutPipe()
 	ts.Check(err)
 	ts.Check(s.cmd.Start())
-	ts.Value(servedKey{}).(map[string]*served)[args[0]] = s
+	ts.Value(servedKey{}).(map[string]*served)[name] = s
 	s.stdout = bufio.NewReader(out)
 	line, err := s.stdout.ReadString('\n')
 	if err != nil || line != "ready\n" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -115,9 +116,11 @@ func items(t *testing.T, c *Client) []Item {
 	return list
 }
 
-// openFiles counts this process' descriptors.
+// openFiles counts this process' descriptors, but those of files that earlier tests
+// have forgotten.
 func openFiles(t *testing.T) int {
 	t.Helper()
+	runtime.GC()
 	list, err := os.ReadDir("/proc/self/fd")
 	must(t, err)
 	return len(list) - 1 // that of the reading itself
@@ -152,10 +155,8 @@ func summary(t *testing.T, list []Item) string {
 	return strings.Join(parts, " ")
 }
 
-// TestKeep: what is put can be had, in order of the keys, is replaced and deleted, and
-// nothing stays open.
+// TestKeep: what is put can be had, in order of the keys, is replaced and deleted.
 func TestKeep(t *testing.T) {
-	before := openFiles(t)
 	path := socketPath(t)
 	r := start(t, path)
 	c := dial(t, path, "engine")
@@ -194,7 +195,6 @@ func TestKeep(t *testing.T) {
 	if !strings.Contains(r.logged(), "0 descriptors of 0 items are let go") {
 		t.Errorf("log: %s", r.logged())
 	}
-	_ = before
 }
 
 // TestSameFile: what is taken back is the same open file, not another of the same name.

@@ -12,7 +12,7 @@ import (
 
 // requestTimeout bounds the wait for an answer. A holder does nothing that takes time:
 // one that does not answer is stopped, or starved.
-const requestTimeout = 10 * time.Second
+const requestTimeout = 5 * time.Second
 
 // errGone says that a connection to the holder has ended.
 var errGone = errors.New("holder: connection lost")
