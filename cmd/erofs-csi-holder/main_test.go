@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-csi/erofs-csi/driver/holder"
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // build makes the program as make build does.
@@ -34,13 +37,19 @@ func build(t *testing.T) string {
 // start runs the program until the test ends, with what it writes to stderr.
 func start(t *testing.T, program, socket string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
+	return startBy(t, program, socket, (*exec.Cmd).Start)
+}
+
+// startBy starts it by a function.
+func startBy(t *testing.T, program, socket string, begin func(*exec.Cmd) error) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
 	cmd, stderr := exec.Command(program, "--socket", socket), new(bytes.Buffer)
 	cmd.Stderr = stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := begin(cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
@@ -66,6 +75,21 @@ func status(t *testing.T, pid int, field string) (kib int) {
 	return 0
 }
 
+// cpuTime is what a process has used, in ticks of 10 ms.
+func cpuTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')'):]))
+	var user, system int
+	if _, err := fmt.Sscan(fields[12]+" "+fields[13], &user, &system); err != nil { // 14 and 15 of proc_pid_stat(5)
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
 func memfd(t *testing.T) *os.File {
 	t.Helper()
 	fd, err := unix.MemfdCreate("kept", unix.MFD_CLOEXEC)
@@ -87,12 +111,7 @@ func TestMemory(t *testing.T) {
 	t.Logf("VmRSS with nothing: %d KiB", status(t, pid, "VmRSS"))
 	file := memfd(t)
 	for range 20 {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		c, err := holder.Dial(ctx, socket, "engine")
-		if err != nil {
-			t.Fatal(err)
-		}
-		cancel()
+		c := dial(t, socket, "engine")
 		list, err := c.Items()
 		if err != nil {
 			t.Fatal(err)
@@ -110,19 +129,15 @@ func TestMemory(t *testing.T) {
 		_ = c.Close()
 	}
 	now, most := status(t, pid, "VmRSS"), status(t, pid, "VmHWM")
+	t.Logf("CPU time for taking over and putting 500 descriptors again, 20 times: %s", cpuTime(t, pid))
 	t.Logf("VmRSS with 500 descriptors: %d KiB, at most %d KiB", now, most)
 	if most >= 10_000_000/1024 {
 		t.Errorf("it had %d KiB, want less than 10 MB", most)
 	}
 
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	c, err := holder.Dial(ctx, socket, "full")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = c.Close() }()
+	c := dial(t, socket, "full")
 	items := 0
+	var err error
 	for ; err == nil && items < 10_000; items++ {
 		err = c.Put(fmt.Sprint(items), make([]byte, holder.MaxMeta), file)
 	}
@@ -150,6 +165,93 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// dial claims a name until the test ends, or the client is closed.
+func dial(t *testing.T, socket, name string) *holder.Client {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := holder.Dial(ctx, socket, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// withoutCapabilities starts a process that can have none, as in its pod.
+func withoutCapabilities(cmd *exec.Cmd) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil {
+				started <- err
+				return
+			}
+		}
+		started <- cmd.Start()
+	}()
+	return <-started
+}
+
+// TestFUSEConnection: a holder without capabilities keeps a FUSE mount alive without the
+// process that mounted it, and its end is the mount's.
+func TestFUSEConnection(t *testing.T) {
+	images.Need(t, "root", os.Geteuid() == 0)
+	_, err := os.Stat("/dev/fuse")
+	images.Need(t, "/dev/fuse", err == nil)
+
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "s")
+	cmd, _ := startBy(t, build(t), socket, withoutCapabilities)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil || !strings.Contains(string(text), "CapEff:\t0000000000000000") {
+		t.Fatalf("it has capabilities: %s, %v", text, err)
+	}
+	mountpoint := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := os.NewFile(uintptr(fd), "/dev/fuse")
+	if err := unix.Mount("test", mountpoint, "fuse.test", unix.MS_NODEV|unix.MS_NOSUID,
+		fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mountpoint, unix.MNT_DETACH) })
+	c := dial(t, socket, "engine")
+	if err := c.Put("mount", []byte("meta"), device); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(device.Close(), c.Close()); err != nil { // as if killed
+		t.Fatal(err)
+	}
+
+	c = dial(t, socket, "engine")
+	list, err := c.Items()
+	if err != nil || len(list) != 1 || len(list[0].Files) != 1 {
+		t.Fatalf("kept: %v, %v", list, err)
+	}
+	request := make([]byte, 64<<10)
+	n, err := list[0].Files[0].Read(request)
+	if err != nil || n < 40 || binary.LittleEndian.Uint32(request[4:]) != 26 { // fuse_in_header.opcode: FUSE_INIT
+		t.Fatalf("read %d bytes of the connection, %v: %x", n, err, request[:max(n, 0)])
+	}
+	if err := errors.Join(list[0].Files[0].Close(), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(mountpoint, &st); !errors.Is(err, unix.ENOTCONN) { // it would hang if anybody had it
+		t.Errorf("the mount after the end of the holder: %v", err)
+	}
+}
+
 // TestNobodyReads: a holder goes on when nobody reads its log.
 func TestNobodyReads(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
@@ -172,13 +274,7 @@ func TestNobodyReads(t *testing.T) {
 		if i == 400 {
 			_ = read.Close() // now writing is an error, too
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		c, err := holder.Dial(ctx, socket, "engine")
-		cancel()
-		if err != nil {
-			t.Fatalf("client %d: %v", i, err)
-		}
-		if err := c.Close(); err != nil {
+		if err := dial(t, socket, "engine").Close(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -29,6 +29,7 @@ type workload struct {
 
 type container struct {
 	Name         string
+	Command      []string
 	Args         []string
 	Startup      probe `yaml:"startupProbe"`
 	Liveness     probe `yaml:"livenessProbe"`
@@ -60,7 +61,11 @@ func workloads(t *testing.T, file string) map[string]workload {
 			t.Fatalf("%s: %v", file, err)
 		}
 		if containers := w.Spec.Template.Spec.Containers; len(containers) > 0 && len(containers[0].Args) > 0 {
-			found[containers[0].Args[0]] = w
+			c := &containers[0]
+			if slices.Equal(c.Command, []string{"/" + holderProgram}) {
+				c.Args = append([]string{"holder"}, c.Args...)
+			}
+			found[c.Args[0]] = w
 		}
 	}
 }
@@ -73,21 +78,24 @@ func TestManifests(t *testing.T) {
 		t.Fatalf("no renders: %v", err)
 	}
 	files = slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, ".values.yaml") })
-	controllers := 0
+	controllers, holders := 0, 0
 	for _, file := range append(files, "../../deploy/erofs-csi.yaml") {
 		found := workloads(t, file)
 		if _, ok := found["node"]; !ok {
 			t.Errorf("%s: no pod runs erofs-csi node", file)
 		}
 		for command, w := range found {
-			if command == "controller" {
+			switch command {
+			case "controller":
 				controllers++
+			case "holder":
+				holders++
 			}
 			checkWorkload(t, file+": "+w.Kind, w)
 		}
 	}
-	if controllers == 0 {
-		t.Error("no pod runs erofs-csi controller")
+	if controllers == 0 || holders == 0 {
+		t.Errorf("%d pods run erofs-csi controller, %d erofs-csi holder", controllers, holders)
 	}
 }
 
@@ -127,8 +135,10 @@ func checkWorkload(t *testing.T, name string, w workload) {
 		}
 	}
 	// A single file of a mounted directory, which follows changes.
-	if file := cmd.Flag("registry-config").Value.String(); file != "" && !paths[filepath.Dir(file)] {
-		t.Errorf("%s: the directory of --registry-config=%s is not mounted", name, file)
+	for _, flag := range []string{"registry-config", "socket"} {
+		if f := cmd.Flag(flag); f != nil && f.Value.String() != "" && !paths[filepath.Dir(f.Value.String())] {
+			t.Errorf("%s: the directory of --%s=%s is not mounted", name, flag, f.Value)
+		}
 	}
 	if f := cmd.Flag("allow-path"); f != nil {
 		for _, dir := range f.Value.(pflag.SliceValue).GetSlice() {
@@ -153,14 +163,14 @@ func parsed(t *testing.T, name string, args []string) *cobra.Command {
 	return cmd
 }
 
-// TestDocumentedFlags: docs/node-plugin.md names every flag of the node and the
-// controller command, below its heading.
+// TestDocumentedFlags: docs/node-plugin.md names every flag of the node, the controller
+// and the holder command, below its heading.
 func TestDocumentedFlags(t *testing.T) {
 	page, err := os.ReadFile("../../docs/node-plugin.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cmd := range []*cobra.Command{nodeCommand(), controllerCommand()} {
+	for _, cmd := range []*cobra.Command{nodeCommand(), controllerCommand(), holderCommand()} {
 		_, section, ok := strings.Cut(string(page), "\n## `erofs-csi "+cmd.Name()+"`\n")
 		if !ok {
 			t.Fatalf("docs/node-plugin.md has no section about erofs-csi %s", cmd.Name())

@@ -20,6 +20,7 @@ func TestUnknownValues(t *testing.T) {
 		"controller.nodeSelector", "controller.affinity", "controller.podAnnotations", "controller.podLabels",
 		"node.serviceAccount.annotations", "controller.serviceAccount.annotations",
 		"node.resources.requests", "controller.resources.requests", "controller.resources.limits",
+		"holder.podAnnotations", "holder.podLabels", "holder.resources.requests", "holder.resources.limits",
 		"metrics.serviceMonitor.labels", "metrics.prometheusRule.labels",
 		"controller.provisioner.resources.requests", "controller.provisioner.resources.limits",
 	}

@@ -39,6 +39,18 @@ app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 
+{{- /* The driver's, or its repository's with the tag or digest that the holder has. */ -}}
+{{- define "erofs-csi.holderImage" -}}
+{{- $own := .Values.holder.image -}}
+{{- $image := dict "repository" (default .Values.image.repository $own.repository) -}}
+{{- if or $own.repository $own.tag $own.digest -}}
+{{- $image = merge $image (dict "tag" $own.tag "digest" $own.digest) -}}
+{{- else -}}
+{{- $image = merge $image (dict "tag" .Values.image.tag "digest" .Values.image.digest) -}}
+{{- end -}}
+{{- include "erofs-csi.image" (list $image .Chart.AppVersion) -}}
+{{- end -}}
+
 {{- /* How both commands reach registries: call with (list . "node's hosts directory"). */ -}}
 {{- define "erofs-csi.registryArgs" -}}
 {{- $registries := (index . 0).Values.registries }}
