@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // A targetRecord says, in a file below the state directory, that a process has
@@ -24,6 +26,9 @@ type targetRecord struct {
 	Device  uint64 `json:"device"` // st_dev of the front; stays taken while it is mounted
 	PID     int    `json:"pid"`
 	Started string `json:"started"` // of the process, in clock ticks since boot
+	// Holder and Name are the socket that keeps the mount and the name it has there.
+	Holder string `json:"holder,omitempty"`
+	Name   string `json:"name,omitempty"`
 
 	file string
 }
@@ -34,8 +39,11 @@ func recordFile(stateDir, dir string) string {
 }
 
 // recordTarget notes that this process has bound a front onto dir.
-func recordTarget(stateDir, dir string, device uint64) (*targetRecord, error) {
-	r := &targetRecord{Dir: dir, Device: device, PID: os.Getpid(), Started: startTime(os.Getpid()), file: recordFile(stateDir, dir)}
+func recordTarget(f *mountFlags, kept, dir string, device uint64) (*targetRecord, error) {
+	r := &targetRecord{
+		Dir: dir, Device: device, PID: os.Getpid(), Started: startTime(os.Getpid()),
+		Holder: f.holder, Name: kept, file: recordFile(f.stateDir, dir),
+	}
 	if err := os.MkdirAll(filepath.Dir(r.file), 0o700); err != nil {
 		return nil, err
 	}
@@ -53,31 +61,63 @@ func (r *targetRecord) remove() error {
 	return nil
 }
 
-// detachLeftover takes off dir the front of a process that is gone, and
-// refuses a directory onto which a living one has bound a front.
-func detachLeftover(stateDir, dir string) error {
+// leftoverAt returns the record of a front that is mounted on a directory and whose
+// process is gone, or nil, and refuses a directory onto which a living one has bound a
+// front. It asks nothing of a file system that is mounted there.
+func leftoverAt(stateDir, name string) (*targetRecord, error) {
+	dir, err := filepath.Abs(name)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Statx_t
+	err = unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		link, err := os.Readlink(dir)
+		if err != nil {
+			return nil, err
+		}
+		if !filepath.IsAbs(link) {
+			link = filepath.Join(filepath.Dir(dir), link)
+		}
+		if dir, err = filepath.Abs(link); err != nil {
+			return nil, err
+		}
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if err != nil {
+		return nil, nil //nolint:nilerr // told by who looks for the directory itself
+	}
+	dir = filepath.Join(parent, filepath.Base(dir))
 	text, err := os.ReadFile(recordFile(stateDir, dir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var r targetRecord
-	if err := json.Unmarshal(text, &r); err != nil || r.Dir != dir {
-		return nil //nolint:nilerr // written only in part, when the process was killed
+	r := &targetRecord{file: recordFile(stateDir, dir)}
+	if err := json.Unmarshal(text, r); err != nil || r.Dir != dir {
+		return nil, nil //nolint:nilerr // written only in part, when the process was killed
 	}
 	device, err := deviceOf(dir)
 	if err != nil || device != r.Device {
-		return nil //nolint:nilerr // what it tells of is not mounted any more
+		return nil, nil //nolint:nilerr // what it tells of is not mounted any more
 	}
 	if r.Started != "" && startTime(r.PID) == r.Started {
-		return failf("an image is mounted on %s by process %d: stop it first, or give another directory", dir, r.PID)
+		return nil, failf("an image is mounted on %s by process %d: stop it first, or give another directory", dir, r.PID)
 	}
-	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-		return fmt.Errorf("dead mount at %s: %w: unmount it", dir, err)
+	return r, nil
+}
+
+// end takes off the directory what is left there, and ends what a holder keeps for it.
+func (r *targetRecord) end(ctx context.Context) error {
+	if err := unix.Unmount(r.Dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("dead mount at %s: %w: unmount it", r.Dir, err)
 	}
-	return nil
+	if err := endKept(ctx, r.Holder, r.Name); err != nil {
+		klog.FromContext(ctx).Error(err, "Who still uses a mount that is gone may wait for ever", "dir", r.Dir)
+	}
+	return r.remove()
 }
 
 // startTime is field 22 of /proc/PID/stat, "" when there is no such process.

@@ -8,18 +8,22 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // mountFlags are the flags of mount.
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
+	holder                            string
 	cacheLimit, storeLimit            string
 	imageSpace                        engine.ImageSpace
 	userNamespaces                    bool
@@ -32,6 +36,7 @@ type pair struct {
 	image imageArg
 	arg   string // as given
 	dir   string
+	left  *targetRecord // of a process that is gone, whose mount may go on
 }
 
 func mountCommand() *cobra.Command {
@@ -54,6 +59,10 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
   # two versions of one image, one page cache
   erofs-csi mount --domain web v1.erofs /mnt/v1 v2.erofs /mnt/v2
 
+  # mounts that outlive a crash: the same command takes them over
+  erofs-csi holder --socket /run/erofs-csi/holder.sock &
+  erofs-csi mount --holder /run/erofs-csi/holder.sock app.erofs /mnt
+
   # from a registry
   erofs-csi mount registry.example/app:v1 /mnt`,
 		Args: arguments(func(n int) bool { return n > 0 && n%2 == 0 }, "pairs of IMAGE and DIR"),
@@ -62,6 +71,7 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
 	flags.StringVar(&f.domain, "domain", "", "`ID` of the domain whose images share memory; empty: nothing is shared")
 	addCacheDir(flags, &f.cacheDir)
 	addStateDir(flags, &f.stateDir)
+	addHolder(flags, &f.holder)
 	f.front = addFront(cmd)
 	f.engine = addChoice(cmd, "engine", "who serves; kernel is the kernel's own EROFS, never taken by auto", "auto", engine.EngineFUSE, engine.EngineKernel)
 	f.fingerprints = addChoice(cmd, "fingerprints", "what makes files equal: their hash, or what the images say of them", "verified", "trusted")
@@ -89,7 +99,12 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
 // runMount mounts all pairs, says so, and takes them down when ctx ends, or
 // those it had when one fails.
 func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) (err error) {
-	pairs, err := parsePairs(f.stateDir, args)
+	if f.holder != "" {
+		if f.holder, err = filepath.Abs(f.holder); err != nil {
+			return err
+		}
+	}
+	pairs, err := parsePairs(ctx, f, args)
 	if err != nil {
 		return err
 	}
@@ -111,6 +126,9 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 			return err
 		}
 	}
+	if err := server.engine.EndResume(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "Something is left of mounts of a process that is gone")
+	}
 	if err := server.store.Tend(); err != nil {
 		return err
 	}
@@ -122,7 +140,7 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 }
 
 // parsePairs checks every argument before anything is mounted.
-func parsePairs(stateDir string, args []string) ([]pair, error) {
+func parsePairs(ctx context.Context, f *mountFlags, args []string) ([]pair, error) {
 	pairs := make([]pair, 0, len(args)/2)
 	used := make(map[string]bool)
 	for i := 0; i < len(args); i += 2 {
@@ -130,7 +148,7 @@ func parsePairs(stateDir string, args []string) ([]pair, error) {
 		if err != nil {
 			return nil, err
 		}
-		dir, err := mountDirectory(stateDir, args[i+1])
+		dir, left, err := mountDirectory(ctx, f, args[i+1])
 		if err != nil {
 			return nil, err
 		}
@@ -138,7 +156,7 @@ func parsePairs(stateDir string, args []string) ([]pair, error) {
 			return nil, usagef("%s is given twice: mount each image onto a directory of its own", args[i+1])
 		}
 		used[dir] = true
-		pairs = append(pairs, pair{image: image, arg: args[i], dir: dir})
+		pairs = append(pairs, pair{image: image, arg: args[i], dir: dir, left: left})
 	}
 	return pairs, nil
 }
@@ -149,6 +167,8 @@ type mountServer struct {
 	store   *nodecache.Store
 	cleanup func() // of the store, after its Close
 	engine  *engine.Engine
+	holder  *holder.Client // nil: none
+	kept    string         // the name that is claimed there
 	options nodecache.AcquireOptions
 	mounted []mounted // in order of mounting
 
@@ -184,23 +204,49 @@ func newMountServer(ctx context.Context, f *mountFlags, pairs []pair) (*mountSer
 		}
 		s.options.Lazy = f.lazy.value == "auto" && f.engine.value != engine.EngineKernel
 	}
-	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, f.imageSpace, pathsOnly); err != nil {
+	var lockPatience time.Duration
+	if f.holder != "" {
+		var dirs []string
+		for _, p := range pairs {
+			dirs = append(dirs, p.dir)
+			if p.left != nil {
+				lockPatience = endPatience
+			}
+		}
+		s.kept = mountName(dirs)
+		if s.holder, err = dialHolder(ctx, f.holder, s.kept); err != nil {
+			return nil, err
+		}
+	}
+	if s.store, s.cleanup, err = openMountStore(f.cacheDir, f.pull, f.imageSpace, pathsOnly, lockPatience); err != nil {
+		s.closeHolder()
 		return nil, err
 	}
-	if s.engine, err = newMountEngine(ctx, f, s.store); err != nil {
+	if s.engine, err = s.newEngine(ctx); err != nil {
 		_ = s.store.Close()
+		s.closeHolder()
 		s.cleanup()
 		return nil, err
 	}
 	return s, nil
 }
 
-func newMountEngine(ctx context.Context, f *mountFlags, store *nodecache.Store) (*engine.Engine, error) {
-	files, err := engine.StoreConfig(store.Dir(), f.storeLimit)
+func (s *mountServer) newEngine(ctx context.Context) (*engine.Engine, error) {
+	files, err := engine.StoreConfig(s.store.Dir(), s.flags.storeLimit)
 	if err != nil {
 		return nil, usagef("--store-limit: %v", err)
 	}
-	return engine.New(ctx, engine.Config{StateDir: f.stateDir, Front: f.front.value, Files: files, Images: store})
+	cfg := engine.Config{StateDir: s.flags.stateDir, Front: s.flags.front.value, Files: files, Images: s.store}
+	if s.holder != nil {
+		cfg.Holder = s.holder
+	}
+	return engine.New(ctx, cfg)
+}
+
+func (s *mountServer) closeHolder() {
+	if s.holder != nil {
+		_ = s.holder.Close() // nothing is left there that matters
+	}
 }
 
 // mount mounts one pair; on failure it leaves nothing of it.
@@ -223,12 +269,31 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	if err != nil {
 		return imageError(p.arg, err)
 	}
-	if m.target, err = bindFront(s.flags.stateDir, m.front.Path(), p.dir); err != nil {
+	if m.target, err = s.bind(ctx, p, m.front); err != nil {
 		return err
 	}
 	s.mounted = append(s.mounted, m)
 	klog.FromContext(ctx).V(2).Info("Mounted", "image", p.arg, "dir", p.dir, "engine", m.front.Engine(), "front", m.front.Kind())
 	return nil
+}
+
+// bind shows a front at the directory of a pair, where it may be already.
+func (s *mountServer) bind(ctx context.Context, p pair, f *engine.Front) (*target, error) {
+	if p.left != nil {
+		if f.Resumed() && p.left.Name == s.kept {
+			if t, err := takeTarget(s.flags, s.kept, f.Path(), p.dir); t != nil || err != nil {
+				return t, err
+			}
+		}
+		// What this process has not taken over of that one nobody serves.
+		if p.left.Name == s.kept {
+			p.left.Holder = ""
+		}
+		if err := p.left.end(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return bindFront(s.flags, s.kept, f.Path(), p.dir)
 }
 
 // undo unmounts and releases what there is, in the reverse order. detached says
@@ -260,6 +325,7 @@ func (s *mountServer) close(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, s.engine.Close(ctx), s.store.Close())
+	s.closeHolder()
 	s.cleanup()
 	err := errors.Join(errs...)
 	if err != nil && anyDetached {

@@ -53,6 +53,7 @@ func runScripts(t *testing.T, dir string) {
 			"flip":      flip,
 			"plugin":    plugin,
 			"hold":      hold,
+			"kept":      keptCommand,
 
 			"startRegistry": startRegistry,
 			"stopRegistry":  stopRegistry,
@@ -129,6 +130,25 @@ func hold(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: hold NAME SOCKET")
 	}
 	awaitReady(ts, args[0], []string{"holder", "--socket", args[1]})
+}
+
+// kept SOCKET REGEXP waits until what a holder keeps matches.
+func keptCommand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: kept SOCKET REGEXP")
+	}
+	want := regexp.MustCompile(args[1])
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		cmd := exec.Command("erofs-csi", "holder", "--socket", args[0], "--list")
+		cmd.Dir = ts.MkAbs(".")
+		out, err := cmd.CombinedOutput()
+		if err == nil && want.Match(out) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the holder keeps: %s, %v", out, err)
+		}
+	}
 }
 
 // awaitReady starts a command that prints ready.

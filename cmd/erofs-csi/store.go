@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,12 +34,21 @@ func openStore(dir string, p *pull, space engine.ImageSpace) (*nodecache.Store, 
 	return store, err
 }
 
+// endPatience is how long the end of a killed process may take after its holder has
+// seen it: it closes its files one after the other.
+const endPatience = 5 * time.Second
+
 // openMountStore is openStore for images of which pathsOnly tells whether none
-// comes from a registry. Then a store that another process owns is no obstacle:
+// comes from a registry. It waits for patience while another process owns the store. Then a store that another process owns is no obstacle:
 // a private one beside it keeps what is computed about the images. cleanup
 // removes that; call it after the store is closed.
-func openMountStore(dir string, p *pull, space engine.ImageSpace, pathsOnly bool) (store *nodecache.Store, cleanup func(), err error) {
+func openMountStore(dir string, p *pull, space engine.ImageSpace, pathsOnly bool, patience time.Duration) (store *nodecache.Store, cleanup func(), err error) {
 	store, err = openStore(dir, p, space)
+	for wait := time.Millisecond; errors.Is(err, nodecache.ErrLocked) && patience > 0; wait *= 2 {
+		time.Sleep(wait)
+		patience -= wait
+		store, err = openStore(dir, p, space)
+	}
 	if err == nil {
 		removeStalePrivate(dir)
 		return store, func() {}, nil

@@ -33,38 +33,49 @@ type target struct {
 // mountDirectory returns the absolute path without symbolic links of a
 // directory to mount onto. It takes away what a process that died has left
 // there: a FUSE mount without a server, which answers ENOTCONN to everything,
-// or an overlay over one.
-func mountDirectory(stateDir, name string) (string, error) {
+// or an overlay over one. But with a holder such a mount may be served again, so
+// that it stays, and is returned.
+func mountDirectory(ctx context.Context, f *mountFlags, name string) (dir string, left *targetRecord, err error) {
 	for range maxStacked {
+		if left, err = leftoverAt(f.stateDir, name); err != nil {
+			return "", nil, err
+		}
+		if left != nil {
+			if f.holder != "" && left.Holder == f.holder {
+				return left.Dir, left, nil
+			}
+			if err := left.end(ctx); err != nil {
+				return "", nil, err
+			}
+			continue
+		}
 		_, err := os.Stat(name)
 		if !errors.Is(err, unix.ENOTCONN) {
 			break
 		}
 		if err := unix.Unmount(name, unix.MNT_DETACH); err != nil {
-			return "", fmt.Errorf("dead mount at %s: %w: unmount it", name, err)
+			return "", nil, fmt.Errorf("dead mount at %s: %w: unmount it", name, err)
 		}
 	}
 	info, err := os.Stat(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return "", failf("%s: no such directory: create it first", name)
+		return "", nil, failf("%s: no such directory: create it first", name)
 	case err != nil:
-		return "", err
+		return "", nil, err
 	case !info.IsDir():
-		return "", failf("%s is not a directory: give an existing directory to mount onto", name)
+		return "", nil, failf("%s is not a directory: give an existing directory to mount onto", name)
 	}
-	dir, err := filepath.EvalSymlinks(name)
-	if err != nil {
-		return "", err
+	if dir, err = filepath.EvalSymlinks(name); err != nil {
+		return "", nil, err
 	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return "", err
-	}
-	return dir, detachLeftover(stateDir, dir)
+	dir, err = filepath.Abs(dir)
+	return dir, nil, err
 }
 
-// bindFront binds the front at source onto dir, read-only.
-func bindFront(stateDir, source, dir string) (*target, error) {
+// bindFront binds the front at source onto dir, read-only. kept is the name by which a
+// holder keeps it, if any.
+func bindFront(f *mountFlags, kept, source, dir string) (*target, error) {
 	if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil {
 		return nil, fmt.Errorf("mount onto %s: %w", dir, err)
 	}
@@ -74,13 +85,28 @@ func bindFront(stateDir, source, dir string) (*target, error) {
 		t.device, err = deviceOf(dir)
 	}
 	if err == nil {
-		t.record, err = recordTarget(stateDir, dir, t.device)
+		t.record, err = recordTarget(f, kept, dir, t.device)
 	}
 	if err != nil {
 		_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		return nil, fmt.Errorf("mount onto %s: %w", dir, err)
 	}
 	return t, nil
+}
+
+// takeTarget takes over a directory onto which a process that is gone has bound the
+// front at source. nil: something else is mounted there.
+func takeTarget(f *mountFlags, kept, source, dir string) (*target, error) {
+	device, err := deviceOf(source)
+	if err != nil {
+		return nil, err
+	}
+	if there, err := deviceOf(dir); err != nil || there != device {
+		return nil, err
+	}
+	t := &target{dir: dir, device: device}
+	t.record, err = recordTarget(f, kept, dir, device)
+	return t, err
 }
 
 // remountReadOnly makes the bind mount at dir read-only and keeps the flags

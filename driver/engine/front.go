@@ -187,7 +187,7 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 	if f.reason != "" {
 		log = log.WithValues("reason", f.reason)
 	}
-	log.Info("Mounted an image", "files", f.files, "warm", warm, "target", f.dir, "duration", time.Since(start))
+	log.Info("Mounted an image", "files", f.files, "warm", warm, "resumed", f.resumed, "target", f.dir, "duration", time.Since(start))
 	return f, nil
 }
 
