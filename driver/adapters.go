@@ -30,20 +30,32 @@ func (a storeAdapter) Keep(id string) (release func()) { return a.store.Keep(id)
 type engineAdapter struct{ engine *engine.Engine }
 
 func (a engineAdapter) Mount(ctx context.Context, req frontRequest, img image) (front, error) {
-	f, err := a.engine.Mount(ctx, engine.Request{
-		Domain:     req.Domain,
-		VolumeID:   req.VolumeID,
-		Image:      img.(*nodecache.Image),
-		Keep:       req.Keep,
-		CacheLimit: req.CacheLimit,
-		IDMapped:   req.IDMapped,
-		Trusted:    req.Trusted,
-		Kernel:     req.Kernel,
-	})
+	r := req.toEngine()
+	r.Image = img.(*nodecache.Image)
+	f, err := a.engine.Mount(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	return frontAdapter{f}, nil
+}
+
+func (a engineAdapter) Holds(req frontRequest, imageID string) bool {
+	return a.engine.Holds(req.toEngine(), imageID)
+}
+
+func (a engineAdapter) EndResume(ctx context.Context) error { return a.engine.EndResume(ctx) }
+
+// toEngine is the engine's request, without an image.
+func (r frontRequest) toEngine() engine.Request {
+	return engine.Request{
+		Domain:     r.Domain,
+		VolumeID:   r.VolumeID,
+		Keep:       r.Keep,
+		CacheLimit: r.CacheLimit,
+		IDMapped:   r.IDMapped,
+		Trusted:    r.Trusted,
+		Kernel:     r.Kernel,
+	}
 }
 
 // frontAdapter makes an [engine.Front] a front: its Stats are ours.

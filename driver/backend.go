@@ -38,6 +38,11 @@ type mountEngine interface {
 	// Mount mounts img. The image stays the caller's, who must not release it
 	// before the front.
 	Mount(ctx context.Context, req frontRequest, img image) (front, error)
+	// Holds tells whether Mount of an image, by its ID, would return a front that an
+	// engine which is gone has left: see front.Resumed.
+	Holds(req frontRequest, imageID string) bool
+	// EndResume lets go of such fronts that nobody has asked for.
+	EndResume(ctx context.Context) error
 }
 
 // frontRequest is what a volume asks of its front.
@@ -63,6 +68,9 @@ type front interface {
 	Path() string
 	// Kind is "overlay", "tree-passthrough", "tree" or "kernel".
 	Kind() string
+	// Resumed tells that it was there before this process, and that what was bound from
+	// it goes on.
+	Resumed() bool
 	// Engine is "fuse" or "kernel".
 	Engine() string
 	// Reason says why it is not the best or shares less than it could; "" when it is

@@ -46,6 +46,9 @@ type Config struct {
 	StateDir string
 	// Front is one of engine.Fronts; "" is "auto".
 	Front string
+	// Holder is the socket of a holder, with which mounts outlive this process: see
+	// package driver/holder. "" is none: they die with it, and are rebuilt.
+	Holder string
 	// StoreLimit is how much of CacheDir's file system plain copies of large files may
 	// take, as engine.StoreConfig takes it; "" is none.
 	StoreLimit string

@@ -141,6 +141,7 @@ type fakeEngine struct {
 	fronts []*fakeFront // GUARDED_BY mu; all that were made
 	// mount, when set, is asked first.
 	mount func(ctx context.Context, domain, volumeID string) error
+	held  map[string]*fakeFront // by volume, GUARDED_BY mu; of the process before
 }
 
 func newFakeEngine(t *testing.T) *fakeEngine {
@@ -162,6 +163,11 @@ func (e *fakeEngine) Mount(ctx context.Context, req frontRequest, img image) (fr
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if f := e.held[req.VolumeID]; f != nil {
+		delete(e.held, req.VolumeID)
+		f.resumed = true
+		return f, nil
+	}
 	e.serial++
 	f := &fakeFront{
 		dir: filepath.Join(e.dir, fmt.Sprintf("front-%d", e.serial)), domain: req.Domain, request: req,
@@ -178,6 +184,23 @@ func (e *fakeEngine) Mount(ctx context.Context, req frontRequest, img image) (fr
 	}
 	e.fronts = append(e.fronts, f)
 	return f, nil
+}
+
+func (e *fakeEngine) Holds(req frontRequest, imageID string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f := e.held[req.VolumeID]
+	return f != nil && imageID == (&fakeImage{content: f.content}).ID()
+}
+
+func (e *fakeEngine) EndResume(ctx context.Context) (err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, f := range e.held {
+		err = errors.Join(err, f.Release(ctx))
+	}
+	e.held = nil
+	return err
 }
 
 func (e *fakeEngine) all() []*fakeFront {
@@ -200,6 +223,7 @@ func (e *fakeEngine) live() int {
 type fakeFront struct {
 	dir, domain, content string
 	request              frontRequest
+	resumed              bool
 
 	mu       sync.Mutex
 	released bool  // GUARDED_BY mu
@@ -208,6 +232,7 @@ type fakeFront struct {
 
 func (f *fakeFront) Path() string      { return f.dir }
 func (f *fakeFront) Kind() string      { return "tree" }
+func (f *fakeFront) Resumed() bool     { return f.resumed }
 func (f *fakeFront) Engine() string    { return "fuse" }
 func (f *fakeFront) Reason() string    { return "it is a fake" }
 func (f *fakeFront) Stats() imageStats { return imageStats{Bytes: 4096, Inodes: 2} }

@@ -89,10 +89,23 @@ func (p *plugin) startUnready(t *testing.T, inline inlinePolicy) *nodeServer {
 // go, and what was bound from them is dead weight.
 func (p *plugin) crash(t *testing.T) {
 	t.Helper()
-	p.stop()
+	p.crashHeld(t)
+	p.engine.held = nil
 	for _, f := range p.engine.all() {
 		if err := f.Release(context.Background()); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// crashHeld is crash with a holder: the fronts wait for the next process.
+func (p *plugin) crashHeld(t *testing.T) {
+	t.Helper()
+	p.stop()
+	p.engine.held = make(map[string]*fakeFront)
+	for _, f := range p.engine.all() {
+		if !f.isReleased() {
+			p.engine.held[f.request.VolumeID] = f
 		}
 	}
 	p.store.mu.Lock()

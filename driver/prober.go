@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	mount "k8s.io/mount-utils"
 )
 
@@ -76,6 +77,19 @@ func ask[T any](ctx context.Context, p *prober, name string, fn func() (T, error
 // lstat is os.Lstat, bounded.
 func (p *prober) lstat(ctx context.Context, path string) (os.FileInfo, error) {
 	return ask(ctx, p, "lstat "+path, func() (os.FileInfo, error) { return os.Lstat(path) })
+}
+
+// exists tells whether there is something at path, in the error of lstat(2), and does not
+// ask a file system that is mounted there.
+func (p *prober) exists(ctx context.Context, path string) (struct{}, error) {
+	return ask(ctx, p, "find "+path, func() (struct{}, error) {
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, 0, &st)
+		if err != nil {
+			err = &os.PathError{Op: "statx", Path: path, Err: err}
+		}
+		return struct{}{}, err
+	})
 }
 
 // empty reports whether the directory path has no entries.

@@ -30,7 +30,7 @@ func (m *volumeManager) repair(ctx context.Context, v *volume, wanted string, op
 		if v, err = m.replaceFront(ctx, v, opts); err != nil {
 			return err
 		}
-		replaced = true
+		replaced = !v.front.Resumed()
 	}
 	var errs []error
 	rec := v.record
@@ -59,27 +59,44 @@ func (m *volumeManager) replaceFront(ctx context.Context, v *volume, opts nodeca
 		m.put(&volume{record: rec, broken: why})
 		return nil, why
 	}
-	for _, p := range rec.paths() {
-		if err := m.places.clear(ctx, p.Path, true); err != nil {
-			// The volume keeps its front, which is still to be released.
-			return nil, fmt.Errorf("volume %q cannot be rebuilt: %w", rec.VolumeID, err)
-		}
+	if err := m.clearPlaces(ctx, rec); err != nil {
+		// The volume keeps its front, which is still to be released.
+		return nil, fmt.Errorf("volume %q cannot be rebuilt: %w", rec.VolumeID, err)
 	}
 	m.keepImage(rec) // while nobody has it open
 	v.release(ctx)
-	var u undo
-	defer u.end(ctx, &err)
-	img, f, err := m.open(ctx, &u, wantFront(rec.VolumeID, rec.Domain, rec.Ephemeral, &rec.Attributes), rec.Reference, opts)
+	v, err = m.openAgain(ctx, rec, opts)
 	if err != nil {
 		return broken(err)
 	}
-	if img.ID() != rec.ImageID {
-		return broken(refuse(errPrecondition, "image %s has other bytes now (%s, was %s); delete the pods that use it and create them again",
-			rec.Reference, img.ID(), rec.ImageID))
+	return v, nil
+}
+
+// clearPlaces unmounts what is dead at the places of a volume.
+func (m *volumeManager) clearPlaces(ctx context.Context, rec record) error {
+	for _, p := range rec.paths() {
+		if err := m.places.clear(ctx, p.Path, true); err != nil {
+			return err
+		}
 	}
-	v = &volume{record: rec, image: img, front: f}
+	return nil
+}
+
+// openAgain opens the image of a record again, and mounts its front.
+func (m *volumeManager) openAgain(ctx context.Context, rec record, opts nodecache.AcquireOptions) (_ *volume, err error) {
+	var u undo
+	defer u.end(ctx, &err)
+	img, f, err := m.open(ctx, &u, rec.wantFront(), rec.Reference, opts)
+	if err != nil {
+		return nil, err
+	}
+	if img.ID() != rec.ImageID {
+		return nil, refuse(errPrecondition, "image %s has other bytes now (%s, was %s); delete the pods that use it and create them again",
+			rec.Reference, img.ID(), rec.ImageID)
+	}
+	v := &volume{record: rec, image: img, front: f}
 	if err := m.usable(ctx, v); err != nil {
-		return broken(err)
+		return nil, err
 	}
 	u.keep()
 	return v, nil

@@ -24,7 +24,8 @@ const (
 
 // Restore finds the volumes that an earlier process left and rebuilds them.
 //
-// Their mounts died with that process' FUSE server. Before Restore returns,
+// Their mounts died with that process' FUSE server, unless a holder kept them: then
+// they go on, and nothing is mounted anew. Before Restore returns,
 // every such volume is known and locked, and its image kept from eviction until it is
 // mounted again; then wait rebuilds them and returns
 // when all are done. So the socket can be served at once: a call on a volume
@@ -46,11 +47,7 @@ func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 	for _, err := range damaged {
 		logger.Error(err, "Ignoring the damaged state of a volume")
 	}
-	type job struct {
-		record record
-		unlock func()
-	}
-	var jobs []job
+	var jobs []*restoration
 	for _, rec := range records {
 		locks := []string{volumeLock(rec.VolumeID)}
 		for _, p := range rec.paths() {
@@ -64,30 +61,73 @@ func (m *volumeManager) Restore(ctx context.Context) (wait func(), err error) {
 		}
 		m.put(&volume{record: rec, broken: errRestoring})
 		m.keepImage(rec)
-		jobs = append(jobs, job{rec, unlock})
+		jobs = append(jobs, &restoration{rec, unlock, &volume{record: rec, broken: errRestoring}})
 	}
 	return func() {
-		var group sync.WaitGroup
-		slots := make(chan struct{}, restoreParallel)
-		for _, j := range jobs {
-			slots <- struct{}{}
-			group.Go(func() {
-				defer func() { <-slots }()
-				defer j.unlock()
-				ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
-				defer cancel()
-				m.restore(ctx, j.record)
-			})
+		// First all that goes on: readers wait for it, and the files of a domain are
+		// not served before all its images are there.
+		inParallel(ctx, jobs, m.resume)
+		if err := m.engine.EndResume(ctx); err != nil {
+			logger.Error(err, "Something is left of mounts that no volume has any more")
 		}
-		group.Wait()
+		inParallel(ctx, jobs, func(ctx context.Context, j *restoration) {
+			defer j.unlock()
+			m.restore(ctx, j.volume)
+		})
 	}, nil
 }
 
+// restoration is a volume that an earlier process left.
+type restoration struct {
+	record record
+	unlock func()
+	volume *volume // broken before it is resumed
+}
+
+// inParallel does a step of some restorations, and returns when all are done.
+func inParallel(ctx context.Context, jobs []*restoration, step func(context.Context, *restoration)) {
+	var group sync.WaitGroup
+	slots := make(chan struct{}, restoreParallel)
+	for _, j := range jobs {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			ctx, cancel := context.WithTimeout(ctx, restoreTimeout)
+			defer cancel()
+			step(klog.NewContext(ctx, klog.FromContext(ctx).WithValues("volumeID", j.record.VolumeID)), j)
+		})
+	}
+	group.Wait()
+}
+
+// restoreOptions open the image of a record without waiting for a registry.
+func restoreOptions(rec record) nodecache.AcquireOptions {
+	return nodecache.AcquireOptions{Policy: nodecache.Never, Lazy: rec.Attributes.mayBeLazy()}
+}
+
+// resume gives a volume its front if that goes on. One that does not, or of which
+// something fails, is restore's.
+func (m *volumeManager) resume(ctx context.Context, j *restoration) {
+	if !m.engine.Holds(j.record.wantFront(), j.record.ImageID) {
+		return
+	}
+	v, err := guard(ctx, func() (*volume, error) { return m.openAgain(ctx, j.record, restoreOptions(j.record)) })
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Volume cannot go on as it was", "image", j.record.Reference)
+		return
+	}
+	if !v.front.Resumed() { // lost meanwhile, or another volume's
+		if err := m.clearPlaces(ctx, j.record); err != nil {
+			klog.FromContext(ctx).Error(err, "What is dead of a volume is still mounted")
+		}
+	}
+	j.volume = v
+	m.put(v)
+}
+
 // restore rebuilds one volume, or leaves it in the table as broken.
-func (m *volumeManager) restore(ctx context.Context, rec record) {
-	logger := klog.FromContext(ctx).WithValues("volumeID", rec.VolumeID)
-	ctx = klog.NewContext(ctx, logger)
-	v := &volume{record: rec, broken: errRestoring}
+func (m *volumeManager) restore(ctx context.Context, v *volume) {
+	logger, rec := klog.FromContext(ctx), v.record
 	_, err := guard(ctx, func() (struct{}, error) {
 		gone, err := m.allGone(ctx, rec)
 		switch {
@@ -95,12 +135,12 @@ func (m *volumeManager) restore(ctx context.Context, rec record) {
 			logger.V(2).Info("Forgetting a volume whose paths are gone")
 			err = m.dismantle(ctx, v)
 		case err == nil:
-			err = m.repair(ctx, v, "", nodecache.AcquireOptions{Policy: nodecache.Never, Lazy: rec.Attributes.mayBeLazy()})
+			err = m.repair(ctx, v, "", restoreOptions(rec))
 		}
 		return struct{}{}, err
 	})
 	if err == nil {
-		logger.V(2).Info("Rebuilt volume", "image", rec.Reference)
+		logger.V(2).Info("Volume is restored", "image", rec.Reference, "resumed", v.front != nil && v.front.Resumed())
 		return
 	}
 	logger.Error(err, "Volume cannot be rebuilt", "image", rec.Reference)
@@ -113,7 +153,7 @@ func (m *volumeManager) restore(ctx context.Context, rec record) {
 // looked at exists.
 func (m *volumeManager) allGone(ctx context.Context, rec record) (bool, error) {
 	for _, p := range rec.paths() {
-		if _, err := m.places.prober.lstat(ctx, p.Path); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := m.places.prober.exists(ctx, p.Path); !errors.Is(err, fs.ErrNotExist) {
 			return false, ctx.Err()
 		}
 	}

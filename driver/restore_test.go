@@ -458,3 +458,43 @@ func TestPublishAfterLostMount(t *testing.T) {
 	}
 	p.checkClean(t)
 }
+
+// TestRestoreResumes: fronts that outlived the process are the volumes' again, and no
+// mount is touched. Those that no volume has any more are let go of.
+func TestRestoreResumes(t *testing.T) {
+	p := newPlugin(t)
+	for _, id := range []string{"v", "gone"} {
+		if _, err := p.NodeStageVolume(context.Background(), p.stageRequest(t, id)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.NodePublishVolume(context.Background(), p.publishRequest(id, "pod-"+id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := mountIDs(t, p.path("pod-v"))
+	p.crashHeld(t)
+	if err := p.manager.saved.remove("gone"); err != nil {
+		t.Fatal(err)
+	}
+	p.start(t, inlinePolicy{})
+	if after := mountIDs(t, p.path("pod-v")); len(before) != 1 || !slices.Equal(after, before) {
+		t.Errorf("mounts %q, were %q", after, before)
+	}
+	if p.engine.live() != 1 || p.store.pinned() != 1 {
+		t.Errorf("%d fronts, %d pins; want 1 and 1", p.engine.live(), p.store.pinned())
+	}
+	if h := p.health(t, "v"); h != "" {
+		t.Errorf("the volume: %s", h)
+	}
+	// A directory that went away meanwhile is forgotten, and one whose mount is gone is
+	// mounted again.
+	p.crashHeld(t)
+	if err := unix.Unmount(p.path("pod-v"), 0); err != nil {
+		t.Fatal(err)
+	}
+	p.start(t, inlinePolicy{})
+	p.checkContent(t, "pod-v", "content of a")
+	if err := errors.Join(p.unpublish("v", "pod-v"), p.unstage("v")); err != nil {
+		t.Error(err)
+	}
+}

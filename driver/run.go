@@ -24,11 +24,11 @@ var pluginServices = []csi.PluginCapability_Service_Type{csi.PluginCapability_Se
 // RunNode serves the Identity and Node services until ctx ends; the logger is
 // ctx's. It returns nil after an orderly end.
 //
-// The end unmounts nothing. Pods go on to run over their mounts, which die
-// with the process, and the next RunNode with the same state directory
-// rebuilds them; unmounting would take the paths away from under pods that
-// restart their containers meanwhile. The caller is to exit soon: until then
-// the mounts live and the image store stays locked.
+// The end unmounts nothing. Pods go on to run over their mounts, and the next
+// RunNode with the same state directory takes these over: with a holder as they are,
+// else by rebuilding them, for they die with the process. Unmounting would take the
+// paths away from under pods that restart their containers meanwhile. The caller is to
+// exit soon: until then the mounts live and the image store stays locked.
 func RunNode(ctx context.Context, cfg Config) error {
 	if err := cfg.checkNode(); err != nil {
 		return err
@@ -59,7 +59,11 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err := cfg.ImageSpace.Apply(&storeConfig); err != nil {
 		return err
 	}
-	store, err := nodecache.Open(storeConfig)
+	kept, err := connectHolder(ctx, cfg.Holder, cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	store, err := openStore(ctx, storeConfig)
 	if err != nil {
 		return fmt.Errorf("image store %s: %w", cfg.CacheDir, err)
 	}
@@ -72,7 +76,11 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("store limit: %w", err), store.Close())
 	}
-	mounts, err := engine.New(ctx, engine.Config{StateDir: cfg.StateDir, Front: cfg.Front, Files: files, Images: store})
+	engineConfig := engine.Config{StateDir: cfg.StateDir, Front: cfg.Front, Files: files, Images: store}
+	if kept != nil {
+		engineConfig.Holder = kept
+	}
+	mounts, err := engine.New(ctx, engineConfig)
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}

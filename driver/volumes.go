@@ -193,6 +193,11 @@ func wantFront(volumeID, domain string, ephemeral bool, a *attributes) frontRequ
 	}
 }
 
+// wantFront is what the volume of a record asks of the engine.
+func (r *record) wantFront() frontRequest {
+	return wantFront(r.VolumeID, r.Domain, r.Ephemeral, &r.Attributes)
+}
+
 // open acquires and mounts an image; u takes both back.
 func (m *volumeManager) open(ctx context.Context, u *undo, req frontRequest, ref string, opts nodecache.AcquireOptions) (image, front, error) {
 	img, err := m.pulls.acquire(ctx, req.VolumeID, ref, opts)

@@ -31,6 +31,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	flags.StringVar(&cfg.NodeID, "node-id", "", "name of this node in the cluster, `ID` (required)")
 	addCacheDir(flags, &cfg.CacheDir)
 	addStateDir(flags, &cfg.StateDir)
+	addHolder(flags, &cfg.Holder)
 	front := addFront(cmd)
 	addStoreLimit(flags, &cfg.StoreLimit, "5%")
 	addImageSpace(flags, &cfg.ImageSpace, "15%")
@@ -112,6 +113,9 @@ func checkNodeFlags(cfg *driver.Config) error {
 		if !filepath.IsAbs(dir.path) {
 			return usagef("--%s %q: want an absolute path", dir.flag, dir.path)
 		}
+	}
+	if cfg.Holder != "" && !filepath.IsAbs(cfg.Holder) {
+		return usagef("--holder %q: want an absolute path", cfg.Holder)
 	}
 	if err := cfg.ImageSpace.Apply(&nodecache.Config{Dir: cfg.CacheDir}); err != nil {
 		return usagef("%v", err)

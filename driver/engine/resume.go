@@ -26,6 +26,7 @@ type resumed struct {
 	mu      sync.Mutex
 	domains map[string]*resumedDomain  // by domainKey; GUARDED_BY(mu)
 	fronts  map[frontKey]*resumedFront // GUARDED_BY(mu)
+	found   map[frontKey]bool          // all fronts that there were; GUARDED_BY(mu)
 }
 
 // resumedDomain is a domain whose sessions are served again. Their requests wait until
@@ -53,6 +54,7 @@ func (e *Engine) resume(ctx context.Context) error {
 	start := time.Now()
 	e.resumed.domains = make(map[string]*resumedDomain)
 	e.resumed.fronts = make(map[frontKey]*resumedFront)
+	e.resumed.found = make(map[frontKey]bool)
 	byKind := make(map[string][]heldItem)
 	for _, it := range items {
 		h := heldItem{Item: it}
@@ -205,6 +207,7 @@ func (e *Engine) resumeFront(h heldItem) error {
 		return errItem
 	}
 	e.resumed.fronts[key] = &resumedFront{meta: h.meta, kept: &kept{key: h.Key, mounts: h.Files}}
+	e.resumed.found[key] = true
 	r.waiting[key] = struct{}{}
 	return nil
 }
@@ -245,12 +248,12 @@ func (e *Engine) putBack(key frontKey, f *resumedFront) error {
 	return nil
 }
 
-// Holds tells whether a front is there that an engine left which is gone, and that
-// Mount would return for a request for an image.
+// Holds tells, before EndResume, whether a front was there that an engine left which is
+// gone, and that Mount would return for a request for an image, by its ID.
 func (e *Engine) Holds(req Request, imageID string) bool {
 	e.resumed.mu.Lock()
 	defer e.resumed.mu.Unlock()
-	return e.resumed.fronts[frontKey{domain: domainKey(req), image: imageID, idMapped: req.IDMapped}] != nil
+	return !req.Kernel && e.resumed.found[frontKey{domain: domainKey(req), image: imageID, idMapped: req.IDMapped}]
 }
 
 // settle notes that a domain need not wait for a front any more.
@@ -301,7 +304,7 @@ func (e *Engine) load(r *resumedDomain) {
 func (e *Engine) EndResume(ctx context.Context) error {
 	e.resumed.mu.Lock()
 	domains, fronts := e.resumed.domains, e.resumed.fronts
-	e.resumed.domains, e.resumed.fronts = nil, nil
+	e.resumed.domains, e.resumed.fronts, e.resumed.found = nil, nil, nil
 	e.resumed.mu.Unlock()
 	var errs []error
 	for key, f := range fronts {
