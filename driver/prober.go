@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	mount "k8s.io/mount-utils"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
 // probeTimeout bounds one look at a path. A healthy FUSE mount answers in well
@@ -76,7 +78,13 @@ func ask[T any](ctx context.Context, p *prober, name string, fn func() (T, error
 
 // lstat is os.Lstat, bounded.
 func (p *prober) lstat(ctx context.Context, path string) (os.FileInfo, error) {
-	return ask(ctx, p, "lstat "+path, func() (os.FileInfo, error) { return os.Lstat(path) })
+	return ask(ctx, p, "lstat "+path, func() (info os.FileInfo, err error) {
+		err = engine.Apart(func() (err error) {
+			info, err = os.Lstat(path)
+			return err
+		})
+		return info, err
+	})
 }
 
 // exists tells whether there is something at path, in the error of lstat(2), and does not
@@ -94,15 +102,28 @@ func (p *prober) exists(ctx context.Context, path string) (struct{}, error) {
 
 // empty reports whether the directory path has no entries.
 func (p *prober) empty(ctx context.Context, path string) (bool, error) {
-	return ask(ctx, p, "readdir "+path, func() (bool, error) {
-		d, err := os.Open(path) // #nosec G304 -- a path of kubelet's, to look at
-		if err != nil {
-			return false, err
-		}
-		defer func() { _ = d.Close() }()
-		names, _ := d.Readdirnames(1)
-		return len(names) == 0, nil
+	return ask(ctx, p, "readdir "+path, func() (is bool, err error) {
+		err = engine.Apart(func() (err error) {
+			is, err = isEmpty(path)
+			return err
+		})
+		return is, err
 	})
+}
+
+func isEmpty(path string) (bool, error) {
+	d, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = unix.Close(d) }()
+	buf := make([]byte, 4096) // several entries: the first two may be "." and ".."
+	n, err := unix.ReadDirent(d, buf)
+	if err != nil {
+		return false, &os.PathError{Op: "readdir", Path: path, Err: err}
+	}
+	_, names, _ := unix.ParseDirent(buf[:n], 1, nil)
+	return names == 0, nil
 }
 
 // resolve returns path as the mount table spells it, with the symbolic links

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
 // unmountPatience is how long a busy directory is given at exit before it is
@@ -113,7 +115,7 @@ func takeTarget(f *mountFlags, kept, source, dir string) (*target, error) {
 // that it has from its source.
 func remountReadOnly(dir string) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	if err := engine.Apart(func() error { return unix.Statfs(dir, &st) }); err != nil {
 		return err
 	}
 	// ST_NOSUID, ST_NODEV, ST_NOEXEC, ST_NOATIME, ST_NODIRATIME and

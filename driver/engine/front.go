@@ -307,11 +307,20 @@ func (e *Engine) mountTree(f *front) (err error) {
 			return err
 		}
 	}
-	if err := unix.Mount(f.domain.mount.Dir()+f.tree.Path(), f.dir, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
+	if err := bindTree(f.domain.mount.Dir()+f.tree.Path(), f.dir); err != nil {
+		return err
 	}
 	f.session = f.domain.mount
 	f.undo = append(f.undo, func() error { return unmount(f.dir) })
+	return nil
+}
+
+// bindTree binds a directory of a mount of ours.
+func bindTree(tree, dir string) error {
+	err := fusefs.Apart(func() error { return unix.Mount(tree, dir, "", unix.MS_BIND, "") })
+	if err != nil {
+		return fmt.Errorf("bind the tree at %s: %w", dir, err)
+	}
 	return nil
 }
 

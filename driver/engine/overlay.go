@@ -42,7 +42,9 @@ func (e *Engine) mountOverlay(ctx context.Context, f *front) (err error) {
 		lower += "::" + escapeLayer(layer.Dir())
 	}
 	opts := "lowerdir=" + lower + "::" + escapeLayer(f.domain.mount.Dir()) + ",metacopy=on,redirect_dir=follow"
-	if err := unix.Mount(fusefs.Source, f.dir, "overlay", unix.MS_RDONLY, opts); err != nil {
+	// It asks the content mount: for STATFS.
+	err = fusefs.Apart(func() error { return unix.Mount(fusefs.Source, f.dir, "overlay", unix.MS_RDONLY, opts) })
+	if err != nil {
 		return fmt.Errorf("mount overlayfs with a data-only layer (Linux 6.5 or newer): %w", err)
 	}
 	f.undo = append(f.undo, func() error { return unmount(f.dir) })

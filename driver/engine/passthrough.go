@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
@@ -114,8 +113,8 @@ func (e *Engine) mountPassthrough(ctx context.Context, f *front) error {
 		}
 		f.shown = passthroughTree{on: p, tree: tree, stored: layer != nil}
 	}
-	if err := unix.Mount(p.mount.Dir()+f.shown.tree.PassthroughPath(), f.dir, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind the tree at %s: %w", f.dir, err)
+	if err := bindTree(p.mount.Dir()+f.shown.tree.PassthroughPath(), f.dir); err != nil {
+		return err
 	}
 	f.session = p.mount
 	f.undo = append(f.undo, func() error { return unmount(f.dir) })

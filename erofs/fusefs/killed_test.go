@@ -20,7 +20,7 @@ import (
 // whose content can't be looked up, in directories below the current one.
 const childEnv = "EROFS_CSI_FUSEFS_CHILD"
 
-// stuckFS never answers a lookup in its root.
+// stuckFS never answers a lookup in its root, nor statfs.
 type stuckFS struct{ *FS }
 
 func (stuckFS) Lookup(<-chan struct{}, *fuse.InHeader, string, *fuse.EntryOut) fuse.Status {
@@ -28,9 +28,23 @@ func (stuckFS) Lookup(<-chan struct{}, *fuse.InHeader, string, *fuse.EntryOut) f
 	select {}
 }
 
+func (stuckFS) StatFs(<-chan struct{}, *fuse.InHeader, *fuse.StatfsOut) fuse.Status {
+	_, _ = os.Stdout.WriteString("asked\n")
+	select {}
+}
+
+// apartEnv has the child ask its own content mount for its size.
+const apartEnv = "EROFS_CSI_FUSEFS_APART"
+
 // A process that is killed while it waits for its own content mount ends, and whoever
 // waits for it gets an error.
-func TestKilledWhileItOpensItsOwnContent(t *testing.T) {
+func TestKilledWhileItOpensItsOwnContent(t *testing.T) { killWhileItAsks(t, false) }
+
+// The same for a system call that Apart makes.
+func TestKilledWhileApart(t *testing.T) { killWhileItAsks(t, true) }
+
+func killWhileItAsks(t *testing.T, apart bool) {
+	t.Helper()
 	if tree := os.Getenv(childEnv); tree != "" {
 		serveStuck(t, tree)
 	}
@@ -47,6 +61,9 @@ func TestKilledWhileItOpensItsOwnContent(t *testing.T) {
 	}
 	child := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
 	child.Env = append(os.Environ(), childEnv+"="+tree)
+	if apart {
+		child.Env = append(child.Env, apartEnv+"=1")
+	}
 	child.Dir, child.Stderr = dir, os.Stderr
 	out, err := child.StdoutPipe()
 	if err != nil {
@@ -72,12 +89,16 @@ func TestKilledWhileItOpensItsOwnContent(t *testing.T) {
 	}
 	opened := make(chan error, 1)
 	go func() {
+		if apart {
+			opened <- unix.Statfs(filepath.Join(dir, "content"), new(unix.Statfs_t))
+			return
+		}
 		fd, err := unix.Open(filepath.Join(dir, "front", "1", "file"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		_ = unix.Close(fd)
 		opened <- err
 	}()
 	if !wait("asked") {
-		t.Fatal("the file was not looked up")
+		t.Fatal("the content mount was not asked")
 	}
 	_ = child.Process.Kill()
 	ended := make(chan struct{})
@@ -88,7 +109,7 @@ func TestKilledWhileItOpensItsOwnContent(t *testing.T) {
 			ended = nil
 		case err := <-opened:
 			if err != unix.ENOTCONN && err != unix.ECONNABORTED {
-				t.Errorf("open: %v, want ENOTCONN", err)
+				t.Errorf("who else asked got %v, want ENOTCONN", err)
 			}
 		case <-time.After(20 * time.Second):
 			t.Fatal("the killed process hangs, and its readers with it")
@@ -107,6 +128,13 @@ func serveStuck(t *testing.T, tree string) {
 	content, err := mountAndServe(t.Context(), stuckFS{fs}, filepath.Join(dir, "content"), contentOptions())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if os.Getenv(apartEnv) != "" {
+		go func() {
+			_ = Apart(func() error { return unix.Statfs(content.Dir(), new(unix.Statfs_t)) })
+		}()
+		_, _ = os.Stdout.WriteString("ready\n")
+		select {}
 	}
 	p := NewPassthrough()
 	if _, err := ServePassthrough(t.Context(), p, filepath.Join(dir, "front")); errors.Is(err, ErrNoPassthrough) {
