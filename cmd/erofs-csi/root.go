@@ -54,7 +54,7 @@ cache in all images of a domain, whatever their names, owners, times and images.
 	addLogFlags(r.command)
 	r.command.AddCommand(
 		mountCommand(), buildCommand(), inspectCommand(), verifyCommand(), statusCommand(), dropCommand(), cacheCommand(),
-		nodeCommand(), controllerCommand(), holderCommand(), probeCommand(), versionCommand(),
+		nodeCommand(), controllerCommand(), holderCommand(), probeCommand(), doctorCommand(), versionCommand(),
 	)
 	refuseUnknownShell(r.command)
 	return r
