@@ -22,6 +22,7 @@ func TestUnknownValues(t *testing.T) {
 		"node.resources.requests", "controller.resources.requests", "controller.resources.limits",
 		"holder.podAnnotations", "holder.podLabels", "holder.resources.requests", "holder.resources.limits",
 		"metrics.serviceMonitor.labels", "metrics.prometheusRule.labels",
+		"metrics.grafanaDashboard.labels", "metrics.grafanaDashboard.annotations",
 		"controller.provisioner.resources.requests", "controller.provisioner.resources.limits",
 	}
 	levels := 0
