@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,6 +26,7 @@ import (
 type mountFlags struct {
 	domain, cacheDir, stateDir, pprof string
 	holder                            string
+	metricsAddress                    string
 	cacheLimit, storeLimit            string
 	imageSpace                        engine.ImageSpace
 	userNamespaces                    bool
@@ -81,6 +84,7 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
 	flags.BoolVar(&f.userNamespaces, "user-namespaces", false, "mounts can be id-mapped, for containers in user namespaces (Linux 6.12)")
 	f.lazy = addChoice(cmd, "lazy", "auto mounts an image of a registry when its metadata is there, and pulls the rest meanwhile", "never", "auto")
 	f.pull = addPull(cmd)
+	addMetricsAddress(flags, &f.metricsAddress)
 	flags.StringVar(&f.pprof, "pprof", "", "serve net/http/pprof at `ADDR`")
 	_ = flags.MarkHidden("pprof") // it fails only for a flag that does not exist
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -104,6 +108,9 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 			return err
 		}
 	}
+	if err := checkMetricsAddress(f.metricsAddress); err != nil {
+		return err
+	}
 	pairs, err := parsePairs(ctx, f, args)
 	if err != nil {
 		return err
@@ -118,6 +125,9 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 		return err
 	}
 	defer func() { err = errors.Join(err, server.close(context.WithoutCancel(ctx))) }()
+	if f.metricsAddress != "" {
+		server.serveMetrics(ctx, f.metricsAddress)
+	}
 	for _, p := range pairs {
 		if err := server.mount(ctx, p); err != nil {
 			if ctx.Err() != nil {
@@ -132,6 +142,7 @@ func runMount(ctx context.Context, out io.Writer, f *mountFlags, args []string) 
 	if err := server.store.Tend(); err != nil {
 		return err
 	}
+	server.ready.Store(true)
 	if _, err := fmt.Fprintln(out, "ready"); err != nil {
 		return fmt.Errorf("nobody reads ready: %w: keep stdout open", err)
 	}
@@ -170,7 +181,10 @@ type mountServer struct {
 	holder  *holder.Client // nil: none
 	kept    string         // the name that is claimed there
 	options nodecache.AcquireOptions
-	mounted []mounted // in order of mounting
+	ready   atomic.Bool // all pairs are mounted
+
+	mu      sync.Mutex
+	mounted []mounted // in order of mounting; GUARDED_BY(mu), but read where it is written
 
 	cacheLimit int64
 }
@@ -272,7 +286,9 @@ func (s *mountServer) mount(ctx context.Context, p pair) (err error) {
 	if m.target, err = s.bind(ctx, p, m.front); err != nil {
 		return err
 	}
+	s.mu.Lock()
 	s.mounted = append(s.mounted, m)
+	s.mu.Unlock()
 	klog.FromContext(ctx).V(2).Info("Mounted", "image", p.arg, "dir", p.dir, "engine", m.front.Engine(), "front", m.front.Kind())
 	return nil
 }

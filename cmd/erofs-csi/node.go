@@ -40,7 +40,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	addRegistries(flags, &cfg.Registries)
 	flags.StringArrayVar(&cfg.InlineDomains, "allow-inline-domain", nil, "`NAMESPACE=DOMAIN` that inline volumes of pods of the namespace may ask for (repeatable)")
 	flags.StringArrayVar(&cfg.TrustedInlineNamespaces, "trust-inline-namespace", nil, "`NAMESPACE` whose inline volumes may ask for engine: kernel and fingerprints: trusted (repeatable)")
-	flags.StringVar(&cfg.MetricsAddress, "metrics-address", "", "`HOST:PORT`, or :PORT, to serve metrics for Prometheus at, without authentication (default: none)")
+	addMetricsAddress(flags, &cfg.MetricsAddress)
 	flags.StringVar(&cfg.RegistrationDir, "registration-dir", "", "kubelet's plugins_registry `DIR`; empty leaves registration to the registrar sidecar")
 	flags.StringVar(&cfg.KubeletRegistrationPath, "kubelet-registration-path", "", "the endpoint's `PATH` as kubelet sees it (default: the endpoint's own)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

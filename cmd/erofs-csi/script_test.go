@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,8 @@ func runScripts(t *testing.T, dir string) {
 			"plugin":    plugin,
 			"hold":      hold,
 			"kept":      keptCommand,
+			"freePort":  freePort,
+			"fetch":     fetch,
 
 			"startRegistry": startRegistry,
 			"stopRegistry":  stopRegistry,
@@ -192,6 +195,42 @@ func plugin(ts *testscript.TestScript, neg bool, args []string) {
 			_ = s.cmd.Wait()
 			ts.Fatalf("%s does not answer: %v, stderr:\n%s", args[0], err, s.stderr.Bytes())
 		}
+	}
+}
+
+// freePort NAME puts a port of this machine that nobody listens on into a variable.
+func freePort(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: freePort NAME")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(err)
+	ts.Check(l.Close())
+	ts.Setenv(args[0], port)
+}
+
+// fetch URL gets what is there into stdout.txt, waiting for somebody to listen.
+func fetch(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: fetch URL")
+	}
+	client := &http.Client{Timeout: 30 * time.Second}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		res, err := client.Get(args[0])
+		if err != nil && time.Now().Before(deadline) {
+			continue
+		}
+		ts.Check(err)
+		text, err := io.ReadAll(res.Body)
+		ts.Check(err)
+		ts.Check(res.Body.Close())
+		ts.Check(os.WriteFile(ts.MkAbs("stdout.txt"), text, 0o600))
+		if res.StatusCode != http.StatusOK {
+			ts.Fatalf("%s: %s", args[0], res.Status)
+		}
+		return
 	}
 }
 
