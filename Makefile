@@ -48,6 +48,10 @@ build: ## Build bin/erofs-csi and bin/erofs-csi-holder, static
 	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/erofs-csi
 	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)-holder ./cmd/erofs-csi-holder
 
+.PHONY: kubectl-erofs
+kubectl-erofs: build ## Build bin/kubectl-erofs; in PATH, it is "kubectl erofs"
+	@ln -sf $(notdir $(BIN)) $(dir $(BIN))kubectl-erofs
+
 .PHONY: run
 run: build ## Run the demo: two images, one page cache (root; no Kubernetes needed)
 	@test/prepare demo

@@ -1,7 +1,8 @@
 // Command erofs-csi mounts EROFS images read-only through FUSE with a page
 // cache that equal files of all images of a domain share: from the command line
 // (mount), and for Kubernetes as the CSI driver erofs.csi.dev (node,
-// controller).
+// controller). Under the name kubectl-erofs it is a plugin of kubectl's, which asks
+// the plugins of a cluster's nodes.
 //
 // What it prints: results on stdout; errors on stderr, one line each with the
 // fix; logs (klog, -v) on stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 
@@ -35,6 +37,9 @@ func main() {
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot() //nolint:contextcheck // commands take it from cobra
+	if filepath.Base(os.Args[0]) == kubectlName {
+		root = newKubectlRoot() //nolint:contextcheck // likewise
+	}
 	root.command.SetArgs(args)
 	root.command.SetOut(stdout)
 	root.command.SetErr(stderr)
@@ -42,6 +47,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitDone
 	}
-	fmt.Fprintln(stderr, "erofs-csi: "+oneLine(err.Error()))
+	fmt.Fprintln(stderr, root.command.Name()+": "+oneLine(err.Error()))
 	return root.exitCode(err)
 }

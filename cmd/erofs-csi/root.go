@@ -31,26 +31,11 @@ cache in all images of a domain, whatever their names, owners, times and images.
 		SilenceErrors:         true,
 		SilenceUsage:          true,
 		DisableFlagsInUseLine: true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return usagef("no command given: see 'erofs-csi --help'")
-			}
-			msg := fmt.Sprintf("unknown command %q: see 'erofs-csi --help'", args[0])
-			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-				msg += fmt.Sprintf(", or did you mean %q?", near[0])
-			}
-			return usagef("%s", msg)
-		},
-		RunE: func(*cobra.Command, []string) error { return nil },
-		PersistentPreRun: func(*cobra.Command, []string) {
-			r.began = true
-		},
+		Args:                  needsCommand,
+		RunE:                  func(*cobra.Command, []string) error { return nil },
+		PersistentPreRun:      func(*cobra.Command, []string) { r.began = true },
 	}
-	r.command.SetVersionTemplate("{{.Version}}\n")
-	r.command.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("%s: %v: see '%s --help'", cmd.Name(), err, cmd.CommandPath())
-	})
-	r.command.SetHelpCommand(helpCommand())
+	r.setUp()
 	addLogFlags(r.command)
 	r.command.AddCommand(
 		mountCommand(), buildCommand(), inspectCommand(), verifyCommand(), statusCommand(), dropCommand(), cacheCommand(),
@@ -58,6 +43,28 @@ cache in all images of a domain, whatever their names, owners, times and images.
 	)
 	refuseUnknownShell(r.command)
 	return r
+}
+
+// setUp is what the command lines of all names of the program have in common.
+func (r *root) setUp() {
+	r.command.SetVersionTemplate("{{.Version}}\n")
+	r.command.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%s: %v: see '%s --help'", cmd.Name(), err, cmd.CommandPath())
+	})
+	r.command.SetHelpCommand(helpCommand(r.command.DisplayName()))
+}
+
+// needsCommand refuses what is no command.
+func needsCommand(cmd *cobra.Command, args []string) error {
+	help := cmd.DisplayName() + " --help"
+	if len(args) == 0 {
+		return usagef("no command given: see '%s'", help)
+	}
+	msg := fmt.Sprintf("unknown command %q: see '%s'", args[0], help)
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		msg += fmt.Sprintf(", or did you mean %q?", near[0])
+	}
+	return usagef("%s", msg)
 }
 
 // refuseUnknownShell makes cobra's completion command fail without the name of
@@ -91,15 +98,15 @@ func logged(ctx context.Context) context.Context {
 }
 
 // helpCommand replaces cobra's, which exits 0 on a topic that does not exist.
-func helpCommand() *cobra.Command {
+func helpCommand(program string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "help [COMMAND]",
 		Short:   "Help about any command",
-		Example: "  erofs-csi help mount",
+		Example: "  " + program + " help status",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil || len(rest) > 0 {
-				return usagef("help: no such command %q: see 'erofs-csi --help'", args)
+				return usagef("help: no such command %q: see '%s --help'", args, program)
 			}
 			about.InitDefaultHelpFlag()
 			return about.Help()

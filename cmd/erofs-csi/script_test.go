@@ -23,7 +23,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"erofs-csi": main})
+	testscript.Main(m, map[string]func(){"erofs-csi": main, kubectlName: main})
 }
 
 // TestCommandLine runs the scripts that mount nothing.
@@ -50,6 +50,7 @@ func runScripts(t *testing.T, dir string) {
 			"serve":     serve,
 			"terminate": terminate,
 			"code":      code,
+			"kubectl":   kubectlErofs,
 			"mounted":   mountedCommand,
 			"flip":      flip,
 			"plugin":    plugin,
@@ -265,13 +266,26 @@ var logLine = regexp.MustCompile(`(?m)^[IWE]\d{4} .*\n`)
 // code N ARGS... runs erofs-csi and expects the exit code N and, beside the log,
 // nothing on stderr on success and else one line that begins with the command's
 // name. Further checks go by stdout.txt and stderr.txt.
-func code(ts *testscript.TestScript, neg bool, args []string) {
+func code(ts *testscript.TestScript, neg bool, args []string) { runFor(ts, neg, "erofs-csi", args) }
+
+// kubectl N ARGS... is the same for kubectl-erofs; kubectl is looked for in the
+// script's PATH.
+func kubectlErofs(ts *testscript.TestScript, neg bool, args []string) {
+	runFor(ts, neg, kubectlName, args)
+}
+
+func runFor(ts *testscript.TestScript, neg bool, name string, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: code N ARGS...")
 	}
-	cmd := exec.Command("erofs-csi", args[1:]...)
+	cmd := exec.Command(name, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("WORK"), "REGISTRY_AUTH_FILE="+ts.Getenv("REGISTRY_AUTH_FILE"), "DOCKER_CONFIG=")
+	if name == kubectlName {
+		program, err := exec.LookPath("erofs-csi")
+		ts.Check(err)
+		cmd.Env = append(cmd.Env, "PATH="+ts.Getenv("PATH"), "WORK="+ts.Getenv("WORK"), "STATE="+ts.Getenv("STATE"), "EROFS="+program)
+	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	_ = cmd.Run() // its exit code is looked at
@@ -288,8 +302,8 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return
 	}
-	if !strings.HasPrefix(text, "erofs-csi: ") || strings.Count(text, "\n") != 1 || !strings.HasSuffix(text, "\n") {
-		ts.Fatalf("stderr is not one line that begins with erofs-csi: %q", text)
+	if !strings.HasPrefix(text, name+": ") || strings.Count(text, "\n") != 1 || !strings.HasSuffix(text, "\n") {
+		ts.Fatalf("stderr is not one line that begins with %s: %q", name, text)
 	}
 }
 

@@ -211,6 +211,9 @@ func TestLazyImageComesBack(t *testing.T) {
 		t.Errorf("%d bytes were sent for what was there", n-before)
 	}
 	ch.waitFront(t, 0, "in trouble", func(f childFront) bool { return strings.Contains(f.Trouble, "502") })
+	if said := troubleInStatus(t, state); !strings.Contains(said, "502") {
+		t.Errorf("the status says %q, want that the registry answers 502", said)
+	}
 	done := make(chan struct{})
 	go func() { // it waits for the registry
 		defer close(done)
@@ -224,10 +227,23 @@ func TestLazyImageComesBack(t *testing.T) {
 	if f.Err != "" || f.Trouble != "" {
 		t.Errorf("health: %+v", f)
 	}
+	if said := troubleInStatus(t, state); said != "" {
+		t.Errorf("the status of what is well says %q", said)
+	}
 	images.CompareTrees(t, images.KernelMount(t, image), ch.Fronts[0].Path, images.CompareOptions{})
 	if n, all := reg.Sent.Load(), int64(len(reg.Blob)); n > all*21/20+registry.LongPart {
 		t.Errorf("%d bytes were sent of %d", n, all)
 	}
+}
+
+// troubleInStatus is what the status says of the one front that there is.
+func troubleInStatus(t *testing.T, state string) string {
+	t.Helper()
+	list, err := ReadStatus(t.Context(), state)
+	if err != nil || len(list) != 1 || len(list[0].Domains) != 1 || len(list[0].Domains[0].Fronts) != 1 {
+		t.Fatalf("status: %+v, %v", list, err)
+	}
+	return list[0].Domains[0].Fronts[0].Trouble
 }
 
 // TestLazyTrusted: with an image's own fingerprints its files share at once.

@@ -98,7 +98,10 @@ type FrontStatus struct {
 	Digest string `json:"digest,omitempty"`
 	Front  string `json:"front"`            // one of Fronts, or FrontKernel
 	Reason string `json:"reason,omitempty"` // why it is not the best, or shares less than it could
-	Target string `json:"target"`
+	// Trouble is why reads of it fail, or may wait for a registry; empty: they do not.
+	// Of the kernel's fronts nobody knows.
+	Trouble string `json:"trouble,omitempty"`
+	Target  string `json:"target"`
 	// Volumes are the ids of the volumes that show it, or the directories of the
 	// mount command.
 	Volumes []string `json:"volumes"`
@@ -145,7 +148,7 @@ func (e *Engine) account(q query) (Status, []filesOf) {
 			d := add(f.joined, false)
 			d.status.Fronts = append(d.status.Fronts, FrontStatus{
 				Image: f.reference, Digest: f.image.Digest(),
-				Front: f.kind, Reason: f.why(), Target: f.dir, Volumes: volumes,
+				Front: f.kind, Reason: f.why(), Trouble: troubleOf(f), Target: f.dir, Volumes: volumes,
 			})
 			if q.Volume != nil {
 				d.only = append(d.only, f.member)
@@ -173,6 +176,16 @@ func (e *Engine) account(q query) (Status, []filesOf) {
 		files = append(files, d)
 	}
 	return s, files
+}
+
+// troubleOf is FrontStatus.Trouble.
+func troubleOf(f *front) string {
+	for _, err := range []error{f.alive(), f.image.Trouble()} {
+		if err != nil {
+			return err.Error()
+		}
+	}
+	return ""
 }
 
 // filesOf lists the files of a domain.
