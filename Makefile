@@ -64,8 +64,9 @@ test: ## Run all tests but the end-to-end ones (as root: none is skipped)
 	@cd test/chart && $(GO) test $(TESTFLAGS) ./...
 
 .PHONY: generate
-generate: ## Write the files that are made from the chart; commit them
+generate: ## Write the files that are made from the chart and the commands; commit them
 	@cd test/chart && $(GO) test -count=1 -run 'TestRenders|TestPlainManifest|TestReadme' . -update
+	@$(GO) test -count=1 -run '^TestReference$$' ./cmd/erofs-csi -update
 
 .PHONY: test-race
 test-race: ## The same under the race detector (needs a C compiler)

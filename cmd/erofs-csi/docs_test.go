@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -163,23 +165,138 @@ func parsed(t *testing.T, name string, args []string) *cobra.Command {
 	return cmd
 }
 
-// TestDocumentedFlags: docs/node-plugin.md names every flag of the node, the controller
-// and the holder command, below its heading.
+// TestDocumentedFlags: the sections of docs/node-plugin.md about commands have a row for
+// every flag, and for none that is not there. A row may tell of several.
 func TestDocumentedFlags(t *testing.T) {
 	page, err := os.ReadFile("../../docs/node-plugin.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cmd := range []*cobra.Command{nodeCommand(), controllerCommand(), holderCommand()} {
-		_, section, ok := strings.Cut(string(page), "\n## `erofs-csi "+cmd.Name()+"`\n")
+	for _, name := range elsewhere {
+		cmd, _, err := newRoot().command.Find([]string{name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, section, ok := strings.Cut(string(page), "\n## `erofs-csi "+name+"`\n")
 		if !ok {
-			t.Fatalf("docs/node-plugin.md has no section about erofs-csi %s", cmd.Name())
+			t.Fatalf("docs/node-plugin.md has no section about erofs-csi %s", name)
 		}
 		section, _, _ = strings.Cut(section, "\n## ")
-		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			if !strings.Contains(section, "`--"+f.Name) {
-				t.Errorf("docs/node-plugin.md does not tell of --%s of erofs-csi %s", f.Name, cmd.Name())
+		documented := make(map[string]bool)
+		for _, row := range regexp.MustCompile(`(?m)^\| (\x60--?[^|]*) \|`).FindAllStringSubmatch(section, -1) {
+			for _, flag := range regexp.MustCompile(`\x60--?([a-z-]+)`).FindAllStringSubmatch(row[1], -1) {
+				documented[flag[1]] = true
 			}
+		}
+		delete(documented, "v") // all commands have it
+		cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if !documented[f.Name] && f.Name != "help" {
+				t.Errorf("docs/node-plugin.md does not tell of --%s of erofs-csi %s", f.Name, name)
+			}
+			delete(documented, f.Name)
 		})
+		for flag := range documented {
+			t.Errorf("docs/node-plugin.md tells of --%s, which erofs-csi %s has not", flag, name)
+		}
+	}
+}
+
+// source is all that the program, and the chart, can say: their files without tests.
+func source(t *testing.T) string {
+	t.Helper()
+	var all strings.Builder
+	for _, dir := range []string{"../../cmd", "../../driver", "../../nodecache", "../../erofs"} {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			all.Write(text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return strings.ReplaceAll(all.String(), `\"`, `"`)
+}
+
+// TestTroubleshooting: what docs/troubleshooting.md calls an error of ours is one: each of
+// its headings has a text that the program says.
+func TestTroubleshooting(t *testing.T) {
+	page, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), "\n## What the driver says\n")
+	if !ok {
+		t.Fatal("docs/troubleshooting.md has no section about what the driver says")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	said := source(t)
+	headings := regexp.MustCompile("(?m)^### (.*)$").FindAllStringSubmatch(section, -1)
+	if len(headings) < 15 {
+		t.Errorf("only %d errors", len(headings))
+	}
+	for _, h := range headings {
+		texts := regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(h[1], -1)
+		if len(texts) == 0 {
+			t.Errorf("%q names no text", h[1])
+		}
+		for _, text := range texts {
+			if !strings.Contains(said, text[1]) {
+				t.Errorf("nothing says %q", text[1])
+			}
+		}
+	}
+}
+
+// TestLinks: links between the pages lead to files and headings that are there.
+func TestLinks(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("no pages: %v", err)
+	}
+	adrs, err := filepath.Glob("../../docs/adr/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages = append(append(pages, adrs...), "../../README.md", "../../charts/erofs-csi/README.md", "../../test/e2e/README.md")
+	anchors := make(map[string]map[string]bool)
+	headings := func(file string) map[string]bool {
+		if anchors[file] == nil {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			anchors[file] = make(map[string]bool)
+			for _, h := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(string(text), -1) {
+				// As GitHub makes them.
+				id := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(h[1]), "")
+				anchors[file][strings.ReplaceAll(id, " ", "-")] = true
+			}
+		}
+		return anchors[file]
+	}
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(string(text), -1) {
+			target, anchor, _ := strings.Cut(l[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			file := page
+			if target != "" {
+				file = filepath.Join(filepath.Dir(page), target)
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s: %s: %v", page, l[1], err)
+			} else if anchor != "" && !headings(file)[anchor] {
+				t.Errorf("%s: %s: no such heading", page, l[1])
+			}
+		}
 	}
 }
