@@ -81,6 +81,9 @@ func (r record) withoutTarget(path string) record {
 	return r
 }
 
+// volumesDir is the directory of the records below the state directory.
+const volumesDir = "volumes"
+
 // recordDir keeps records as <dir>/<SHA-256 of the volume id>.json.
 type recordDir string
 

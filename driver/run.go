@@ -84,7 +84,7 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}
-	records := recordDir(filepath.Join(cfg.StateDir, "volumes"))
+	records := recordDir(filepath.Join(cfg.StateDir, volumesDir))
 	volumes := newVolumeManager(storeAdapter{store}, engineAdapter{mounts}, sysMounter{}, records)
 	wait, err := volumes.Restore(ctx)
 	if err != nil {

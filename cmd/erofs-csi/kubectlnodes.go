@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/erofs-csi/erofs-csi/driver"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
@@ -77,9 +78,10 @@ type nodeStatus struct {
 	Phase    string `json:"phase"`
 	Ready    bool   `json:"ready"`
 	Restarts int    `json:"restarts"` // of the plugin; each interrupted the volumes of the node
-	// Error is why the plugin did not answer; empty: it did.
-	Error   string          `json:"error,omitempty"`
-	Engines []engine.Status `json:"engines"`
+	// Error is why the plugin did not tell all of what follows; empty: it did.
+	Error   string                `json:"error,omitempty"`
+	Engines []engine.Status       `json:"engines"`
+	Volumes []driver.VolumeHealth `json:"volumes"`
 }
 
 // statuses asks the plugins of all nodes, or of one. One that does not answer is in the
@@ -103,7 +105,7 @@ func (c *cluster) statuses(ctx context.Context, node string) ([]nodeStatus, erro
 }
 
 func (c *cluster) status(ctx context.Context, p pluginPod) nodeStatus {
-	n := nodeStatus{Node: p.Spec.NodeName, Pod: p.Metadata.Name, Phase: p.Status.Phase, Ready: p.ready(), Engines: []engine.Status{}}
+	n := nodeStatus{Node: p.Spec.NodeName, Pod: p.Metadata.Name, Phase: p.Status.Phase, Ready: p.ready(), Engines: []engine.Status{}, Volumes: []driver.VolumeHealth{}}
 	for _, s := range p.Status.ContainerStatuses {
 		if s.Name == c.container {
 			n.Restarts = s.RestartCount
@@ -111,15 +113,26 @@ func (c *cluster) status(ctx context.Context, p pluginPod) nodeStatus {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	var out bytes.Buffer
-	err := c.exec(ctx, p, &out, []string{"status", "--json"})
+	err := c.ask(ctx, p, &n.Engines, "status", "--json")
 	if err == nil {
-		err = json.Unmarshal(out.Bytes(), &n.Engines)
+		err = c.ask(ctx, p, &n.Volumes, "volumes", "--json")
 	}
 	if err != nil {
 		n.Error = oneLine(err.Error())
 	}
 	return n
+}
+
+// ask runs erofs-csi in a pod and decodes the JSON that it prints.
+func (c *cluster) ask(ctx context.Context, p pluginPod, v any, args ...string) error {
+	var out bytes.Buffer
+	if err := c.exec(ctx, p, &out, args); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(out.Bytes(), v); err != nil {
+		return fmt.Errorf("what erofs-csi %s says: %w", args[0], err)
+	}
+	return nil
 }
 
 // pods are those of the plugins, in the order of their nodes: at least one.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/erofs-csi/erofs-csi/driver"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
@@ -35,7 +36,7 @@ func printNodes(out io.Writer, list []nodeStatus) error {
 				free = s.Images.Free
 			}
 		}
-		if n.Error != "" {
+		if n.Error != "" && len(n.Engines) == 0 {
 			fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t-\t%s\n", printable(n.Node), nodeHealth(n))
 			continue
 		}
@@ -65,20 +66,16 @@ func nodeHealth(n nodeStatus) string {
 		wrong = append(wrong, "not ready ("+printable(n.Phase)+")")
 	}
 	if n.Error != "" {
-		wrong = append(wrong, printable(oneLine(n.Error)))
+		wrong = append(wrong, printable(n.Error))
 	}
-	troubled := 0
-	for _, s := range n.Engines {
-		for _, d := range s.Domains {
-			for _, f := range d.Fronts {
-				if f.Trouble != "" {
-					troubled += len(f.Volumes)
-				}
-			}
+	unhealthy := 0
+	for _, v := range n.Volumes {
+		if v.Reason != "" {
+			unhealthy++
 		}
 	}
-	if troubled > 0 {
-		wrong = append(wrong, fmt.Sprintf("%d volumes in trouble: see kubectl erofs volumes", troubled))
+	if unhealthy > 0 {
+		wrong = append(wrong, fmt.Sprintf("%d unhealthy: see kubectl erofs volumes", unhealthy))
 	}
 	if n.Restarts > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d restarts", n.Restarts))
@@ -89,23 +86,35 @@ func nodeHealth(n nodeStatus) string {
 	return strings.Join(wrong, "; ")
 }
 
-// printVolumes prints a line for each volume.
+// printVolumes prints a line for each volume: those that a front shows, then those that
+// none does.
 func printVolumes(out io.Writer, list []nodeStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NODE\tVOLUME\tIMAGE\tDOMAIN\tENGINE\tFRONT\tRESIDENT\tALONE\tHEALTH")
 	for _, n := range list {
+		node := printable(n.Node)
 		if n.Error != "" {
-			fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\n", printable(n.Node), nodeHealth(n))
+			fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\n", node, nodeHealth(n))
+		}
+		known := make(map[string]driver.VolumeHealth)
+		for _, v := range n.Volumes {
+			known[v.Volume] = v
 		}
 		for _, s := range n.Engines {
 			for _, d := range s.Domains {
 				for _, f := range d.Fronts {
 					resident, alone := imageBytes(d, f.Image)
 					for _, volume := range f.Volumes {
-						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", printable(n.Node), printable(volume), printable(f.Image),
-							domainName(d.Name), d.Engine, f.Front, bytesText(resident), bytesText(alone), volumeHealth(f))
+						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", node, printable(volume), printable(f.Image),
+							domainName(d.Name), d.Engine, f.Front, bytesText(resident), bytesText(alone), volumeHealth(f, known[volume]))
+						delete(known, volume)
 					}
 				}
+			}
+		}
+		for _, v := range n.Volumes {
+			if _, left := known[v.Volume]; left {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t-\t-\t-\t-\t%s\n", node, printable(v.Volume), printable(v.Image), domainName(v.Domain), healthText(v))
 			}
 		}
 	}
@@ -122,9 +131,12 @@ func imageBytes(d engine.DomainStatus, image string) (resident, alone uint64) {
 	return 0, 0
 }
 
-// volumeHealth is what is wrong with a front, or "ok" and why it is not the best.
-func volumeHealth(f engine.FrontStatus) string {
+// volumeHealth is what is wrong with a volume, or "ok" and why its front is not the
+// best. v is the zero value where nobody knows more than the front, as of a mount command.
+func volumeHealth(f engine.FrontStatus, v driver.VolumeHealth) string {
 	switch {
+	case v.Reason != "":
+		return healthText(v)
 	case f.Trouble != "":
 		return printable(oneLine(f.Trouble))
 	case f.Reason != "":
