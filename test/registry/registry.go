@@ -19,8 +19,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Registry serves one image. Parts of its blob of LongPart and more, which are not for a
-// reader, are sent only after GoOn.
+// Registry serves one image. A part of its blob, after three eighths of it, is sent only
+// after GoOn.
 type Registry struct {
 	Ref  string // of the image
 	Blob []byte
@@ -31,12 +31,12 @@ type Registry struct {
 	// Wrong is the offset of a byte that is sent wrong, below 0: none.
 	Wrong atomic.Int64
 
-	pass chan struct{} // closed: long parts are sent, too
+	pass chan struct{} // closed: all is sent
 	once sync.Once
 }
 
-// LongPart is from which length on, in bytes, a part is not for a reader.
-const LongPart = 2 << 20
+// held is how many bytes are sent only after GoOn.
+const held = 1 << 20
 
 // New serves the image of a file until the end of the test.
 func New(t testing.TB, image string) *Registry {
@@ -95,20 +95,27 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", lo, hi-1, len(r.Blob)))
 		w.WriteHeader(http.StatusPartialContent)
 	}
-	if hi-lo >= LongPart {
-		w.(http.Flusher).Flush()
-		select {
-		case <-r.pass:
-		case <-req.Context().Done():
-			return
-		}
-	}
 	part := r.Blob[lo:hi]
 	if wrong := int(r.Wrong.Load()); lo <= wrong && wrong < hi {
 		part = bytes.Clone(part)
 		part[wrong-lo] ^= 1
 	}
-	n, _ := w.Write(part)
+	free := len(part)
+	if from := len(r.Blob) / 8 * 3; lo < from+held && from < hi {
+		free = max(from-lo, 0)
+	}
+	n, _ := w.Write(part[:free])
+	r.Sent.Add(int64(n))
+	if free == len(part) {
+		return
+	}
+	w.(http.Flusher).Flush()
+	select {
+	case <-r.pass:
+	case <-req.Context().Done():
+		return
+	}
+	n, _ = w.Write(part[free:])
 	r.Sent.Add(int64(n))
 }
 
