@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -18,18 +19,28 @@ const (
 	// maxDemandSpan is what is read on for a sequential reader, in chunks: 1.75 MiB.
 	maxDemandSpan = 7
 	// nearbyTime is how long a stream may take to what a reader needs, at the rate that
-	// it has, for the reader to wait for it, and how long one may bring nothing.
-	nearbyTime = 250 * time.Millisecond
+	// it has, for the reader to wait for it.
+	nearbyTime = 400 * time.Millisecond
 	// patientTime takes the place of nearbyTime for sequential readers, for whom it
 	// matters when the last byte comes, not the next: what the streams bring is what
 	// they will read.
-	patientTime = time.Second
-	// A sequential reader, whose span is cutSpan chunks, takes over what a stream has
-	// claimed if that is cutRest chunks and more. What it needs of less the stream
-	// brings again, which is cheaper than another connection.
-	cutSpan, cutRest = 4, 32
-	// quietTime after a request of a reader's, streams ask for nothing: the next one may
-	// come. quietLimit bounds how long that goes on.
+	patientTime = 2 * time.Second
+	// A stream that has brought nothing for silentTime, or without an answer for
+	// unansweredTime, is not waited for: what it has claimed is for others to bring.
+	silentTime, unansweredTime = 500 * time.Millisecond, time.Second
+	// sequentialRun is after how many chunks in a row a reader is taken for a
+	// sequential one, and sequentialGap how far ahead of the last read it may go on,
+	// because several reads are made at once.
+	sequentialRun, sequentialGap = 4, 12
+	// A sequential reader takes over what a stream has claimed if that takes too long
+	// and is cutRest chunks and more. What it needs of less the stream brings again,
+	// which is cheaper than another connection.
+	cutRest = 32
+	// While a request of a reader's is under way, and for quietTime after, because the
+	// next one may come, streams ask for nothing that would make it more than quietJobs
+	// requests, and for no more than quietSpan chunks, 1 MiB, which that will come
+	// after. quietLimit bounds how long a stream waits.
+	quietJobs, quietSpan  = 3, 4
 	quietTime, quietLimit = 100 * time.Millisecond, time.Second
 	// demandPause bounds the time between requests of readers that fail.
 	demandPause = 2 * time.Second
@@ -45,22 +56,35 @@ type demand struct {
 	retryAt  time.Time                  // no job before
 	recently [8]struct{ end, span int } // of the last jobs, to know sequential readers by
 	oldest   int
-	ends     [8]int // where reads have ended, in chunks; 0: free
-	newest   int    // where the next goes
+	places   [8]readerAt // the one of the last read first
 }
 
-// follows tells whether a read of chunks goes on where one ended a while ago, and notes
-// where it ends.
+// readerAt is where a reader is: the last of its reads ended with chunk end, after so
+// many in a row.
+type readerAt struct{ end, run int }
+
+// busy is for how long to expect another request, at least; 0 or less: none.
+func (d *demand) busy() time.Duration {
+	if d.active > 0 {
+		return quietLimit
+	}
+	return time.Until(d.last.Add(quietTime))
+}
+
+// follows notes a read of chunks, and tells whether its reader is a sequential one.
 func (d *demand) follows(first, end int) bool {
-	for i, e := range d.ends {
-		if e > 0 && (first == e || first == e-1) {
-			d.ends[i] = end
-			return true
+	p := readerAt{end, end - first}
+	at := len(d.places) - 1
+	for i, have := range d.places {
+		if have.end > 0 && have.end-sequentialGap <= first && first <= have.end+sequentialGap {
+			more := max(end-have.end, 0)
+			p, at = readerAt{have.end + more, have.run + more}, i
+			break
 		}
 	}
-	d.ends[d.newest] = end
-	d.newest = (d.newest + 1) % len(d.ends)
-	return false
+	copy(d.places[1:at+1], d.places[:at])
+	d.places[0] = p
+	return p.run >= sequentialRun
 }
 
 // spanAt is how many chunks to bring for a reader that begins at chunk c.
@@ -176,12 +200,14 @@ func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) t
 		if j == nil || j.demand || j.whole {
 			return 0
 		}
-		wait := j.moved.Add(nearbyTime).Sub(now)
-		if wait > 0 && j.timeTo(c) <= near {
-			j.wanted = max(j.wanted, c+1)
+		wait := j.began.Add(unansweredTime).Sub(now)
+		if moved := j.moved.Load(); moved != 0 {
+			wait = time.Unix(0, moved).Add(silentTime).Sub(now)
+		}
+		if wait > 0 && j.timeTo(c, now) <= near {
 			return wait
 		}
-		if wait <= 0 || t.reads.spanAt(c) >= cutSpan && j.hi-c >= cutRest {
+		if wait <= 0 || near == patientTime && j.hi-c >= cutRest {
 			t.cut(j, c)
 		}
 	case chunkMissing, chunkRecorded, chunkPresent:
@@ -203,7 +229,6 @@ func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) t
 	}
 	t.reads.note(c, j.hi)
 	t.reads.last = now
-	t.span, t.spans = lazySpan, maxStreams
 	t.take(j)
 	reg := t.sources[0]
 	t.demands.Add(1)
@@ -211,10 +236,27 @@ func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) t
 	return 0
 }
 
-// timeTo is how long the job will take to bring chunk c, at the rate that it has had.
-func (j *job) timeTo(c int) time.Duration {
-	rate := max(j.moved.Sub(j.began), time.Millisecond) / time.Duration(max(j.pos-j.first, 1))
-	return time.Duration(c+1-j.pos) * rate
+// timeTo is how long the job will take to bring chunk c, at the rate that it has had: 0
+// as long as it has had none.
+func (j *job) timeTo(c int, now time.Time) time.Duration {
+	if j.pos == j.first {
+		return 0
+	}
+	return now.Sub(j.answered) / time.Duration(j.pos-j.first) * time.Duration(c+1-j.pos)
+}
+
+// movingReader notes when bytes of a job come.
+type movingReader struct {
+	job  *job
+	body io.Reader
+}
+
+func (r movingReader) Read(p []byte) (int, error) {
+	n, err := r.body.Read(p)
+	if n > 0 {
+		r.job.moved.Store(time.Now().UnixNano())
+	}
+	return n, err
 }
 
 // cut takes what is from chunk c on from a stream's job; t.mu is held.

@@ -3,7 +3,6 @@ package nodecache
 import (
 	"context"
 	"fmt"
-	"time"
 )
 
 // pull makes sure that the blob of rec is in the store, downloading it from reg
@@ -84,26 +83,36 @@ func (s *Store) board(ctx context.Context, reg *registryClient, rec record, lazy
 		t = s.newTransfer(reg, rec)
 		t.life, t.cancel = context.WithCancel(s.life)
 		s.flights[rec.Blob] = t
-		s.running.Add(1)
-		go t.run() // it outlives its first waiter
 	}
 	if lazy {
 		t.users++
 		t.wasLazy = true
+		t.hurry()
 	} else {
 		t.waiters++
+	}
+	if fresh {
+		s.running.Add(1)
+		go t.run() // it outlives its first waiter
 	}
 	s.mu.Unlock()
 	if !fresh {
 		t.addSource(reg)
 	}
-	if lazy {
-		t.mu.Lock()
-		t.span, t.spans = lazySpan, maxStreams
-		t.reads.last = time.Now() // it is about to read the metadata
-		t.mu.Unlock()
-	}
 	return t, fresh, nil
+}
+
+// hurry makes the spans those of a lazy image.
+func (t *transfer) hurry() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.lazy {
+		return
+	}
+	t.lazy, t.span = true, t.store.lazySpan
+	if t.ranges == unknown {
+		t.span = max(probeSpan, t.span)
+	}
 }
 
 // leave takes back a board. A transfer that nobody needs stops.

@@ -19,7 +19,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// slowStreams is a registry that answers requests of lazySpan chunks and more, which are
+// slowSpan is the span of streams at first in tests: above maxDemandSpan, so that their
+// requests can be told from those of readers.
+const slowSpan = 8
+
+// slowStreams is a registry that answers requests of slowSpan chunks and more, which are
 // those of streams, only when it is told to.
 type slowStreams struct {
 	*proxy
@@ -32,7 +36,7 @@ func newSlowStreams(t *testing.T, p pushed) *slowStreams {
 	s := &slowStreams{proxy: newProxy(t, openRegistry(t)), pass: make(chan struct{})}
 	s.set(func(w http.ResponseWriter, r *http.Request) bool {
 		lo, hi := rangeOf(r)
-		if hi-lo < lazySpan*chunkSize {
+		if hi-lo < slowSpan*chunkSize {
 			return false
 		}
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", lo, hi-1, len(p.content)))
@@ -74,7 +78,7 @@ func (s *slowStreams) asked() (list [][2]int) {
 
 // demanded lists those of readers.
 func (s *slowStreams) demanded() [][2]int {
-	return slices.DeleteFunc(s.asked(), func(r [2]int) bool { return r[1]-r[0] >= lazySpan })
+	return slices.DeleteFunc(s.asked(), func(r [2]int) bool { return r[1]-r[0] >= slowSpan })
 }
 
 func wantRead(t testing.TB, b *Blob, content []byte, off, n int) {
@@ -225,9 +229,9 @@ func TestLazyRegistryGone(t *testing.T) {
 	front := newSlowStreams(t, p)
 	fine := front.fault
 	s := openStore(t, Config{})
-	s.patience = 300 * time.Millisecond
 	img := acquire(t, s, front.through(p), AcquireOptions{Lazy: true})
 	wantRead(t, img.Blob(), p.content, 1<<20, 10)
+	s.patience = 300 * time.Millisecond
 	front.set(onBlobs(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
 	front.server.CloseClientConnections()
 	start := time.Now()

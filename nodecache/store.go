@@ -58,6 +58,7 @@ type Store struct {
 	disk       disk
 	retry      retryPolicy
 	patience   time.Duration // readPatience but in tests
+	lazySpan   int           // lazySpan but in tests
 	registries *registries
 	lock       *os.File
 	temps      atomic.Uint64 // names below tmp
@@ -113,6 +114,7 @@ func open(cfg Config, d disk) (_ *Store, err error) {
 		disk:     d,
 		retry:    defaultRetry,
 		patience: readPatience,
+		lazySpan: lazySpan,
 		flights:  make(map[digest.Digest]*transfer),
 
 		convertBytes: cfg.ConvertBytes, converters: make(chan struct{}, maxConversions),

@@ -12,11 +12,6 @@ import (
 	"time"
 )
 
-// yieldTime is how long a stream waits, before each chunk, for readers to have what
-// they need: so long that they have the connection's bandwidth, and so short that
-// nobody takes the stream for dead.
-const yieldTime = time.Second
-
 // round brings what is missing, with several streams, and hashes it. The error is the
 // first one's of them.
 func (t *transfer) round(ctx context.Context) error {
@@ -86,19 +81,19 @@ func (t *transfer) claim(ctx context.Context) *job {
 	return nil
 }
 
-// quiet is how long a stream that has waited for a job since then is to wait for readers.
-// t.mu is held.
+// quiet is how long a stream that has waited for a job since then is to wait for readers
+// who need the bandwidth: never with fewer than quietJobs requests under way, so that the
+// line is in use while one of them is on its way. t.mu is held.
 func (t *transfer) quiet(since time.Time) time.Duration {
-	now := time.Now()
-	limit := since.Add(quietLimit).Sub(now)
-	if t.reads.active > 0 {
-		return limit
+	if len(t.jobs) < quietJobs {
+		return 0
 	}
-	return min(limit, t.reads.last.Add(quietTime).Sub(now))
+	return min(time.Until(since.Add(quietLimit)), t.reads.busy())
 }
 
-// next chooses the next job of a stream, or nil when there is none to take now. t.mu is
-// held.
+// next chooses the next job of a stream, or nil when there is none to take now: first
+// what was recorded of earlier readers, then what is ahead of sequential ones, then the
+// blob in order. t.mu is held.
 func (t *transfer) next() *job {
 	n := len(t.states)
 	streaming := false
@@ -124,21 +119,76 @@ func (t *transfer) next() *job {
 		}
 		return j
 	}
+	if c := t.ahead(); c >= 0 {
+		return t.runAt(c)
+	}
 	for t.low < n && t.states[t.low] != chunkMissing {
 		t.low++
 	}
 	if t.low == n || int64(t.low-t.hashed)*chunkSize > maxAhead {
 		return nil
 	}
-	j := &job{pos: t.low, hi: t.low}
-	for j.hi < n && t.states[j.hi] == chunkMissing && j.hi-j.pos < t.span {
-		j.hi++
-	}
-	if t.spans--; t.spans == 0 {
-		t.span, t.spans = min(2*t.span, maxSpan), maxStreams
-	}
+	j := t.runAt(t.low)
 	j.whole = j.pos == 0 && j.hi == n && t.ranges == unknown
 	return j
+}
+
+// ahead is the first missing chunk ahead of a sequential reader, of several the one that
+// read last, or -1. t.mu is held.
+func (t *transfer) ahead() int {
+	for _, p := range t.reads.places {
+		if p.run < sequentialRun {
+			continue
+		}
+		for c := p.end; c < min(p.end+2*maxStreams*t.span, len(t.states)); c++ {
+			if t.states[c] == chunkMissing {
+				return c
+			}
+		}
+	}
+	return -1
+}
+
+// runAt makes a job of the missing chunks from c on: as many as make a request worth
+// its while, and at the end of the blob so few that no stream is left alone with
+// much. t.mu is held.
+func (t *transfer) runAt(c int) *job {
+	rest := (len(t.states) - t.have) / (2 * maxStreams)
+	limit := min(t.span, max(rest, t.leastSpan()))
+	if t.lazy && t.reads.busy() > 0 {
+		limit = min(limit, max(quietSpan, t.leastSpan()))
+	}
+	j := &job{pos: c, hi: c}
+	for j.hi < len(t.states) && t.states[j.hi] == chunkMissing && j.hi-j.pos < limit {
+		j.hi++
+	}
+	if t.spans--; t.spans == 0 && !t.lazy {
+		t.span, t.spans = min(2*t.span, maxSpan), maxStreams
+	}
+	return j
+}
+
+// leastSpan is t.span at the beginning; t.mu is held.
+func (t *transfer) leastSpan() int {
+	if t.lazy {
+		return t.store.lazySpan
+	}
+	return minSpan
+}
+
+// adapt chooses t.span by how long a stream's job took: t.mu is held.
+func (t *transfer) adapt(j *job) {
+	n := j.pos - j.first
+	if !t.lazy || j.demand || n <= 0 {
+		return
+	}
+	fit := int(spanTime * time.Duration(n) / max(time.Since(j.answered), time.Millisecond))
+	switch {
+	case fit >= 2*t.span:
+		t.span = min(2*t.span, maxSpan)
+	case fit <= t.span/2:
+		t.span = max(t.span/2, t.store.lazySpan)
+	}
 }
 
 // take marks the chunks of a job; t.mu is held.
@@ -149,7 +199,7 @@ func (t *transfer) take(j *job) {
 		}
 	}
 	j.began, j.first = time.Now(), j.pos
-	j.moved = j.began
+	j.answered = j.began
 	t.jobs = append(t.jobs, j)
 	if j.demand {
 		t.reads.active++
@@ -180,6 +230,7 @@ func (t *transfer) giveBack(j *job, reg *registryClient, err error) {
 		t.reads.active--
 		t.reads.last = time.Now()
 	}
+	t.adapt(j)
 	t.wake()
 }
 
@@ -246,6 +297,9 @@ func (t *transfer) fetch(ctx context.Context, reg *registryClient, j *job) (int6
 	if j.demand {
 		stall = min(stall, demandStall)
 	}
+	t.mu.Lock()
+	j.answered, j.first = time.Now(), j.pos
+	t.mu.Unlock()
 	body := newStallReader(resp.Body, stall, cancel)
 	defer body.stop()
 	return t.copy(ctx, reg, j, end, body)
@@ -263,6 +317,9 @@ func (t *transfer) sendsParts() {
 	defer t.mu.Unlock()
 	if t.ranges == unknown {
 		t.ranges = yes
+		if t.lazy { // now the metadata is read
+			t.span, t.reads.last = t.store.lazySpan, time.Now()
+		}
 		t.wake()
 	}
 }
@@ -301,15 +358,12 @@ func (t *transfer) copy(ctx context.Context, reg *registryClient, j *job, end in
 		t.mu.Lock()
 		cut = j.hi < end // by a reader: the rest is not ours
 		c, more := j.pos, j.pos < j.hi
-		if more && !j.demand {
-			t.yield(ctx, j, body)
-		}
 		t.mu.Unlock()
 		if !more {
 			break
 		}
 		buf := bounce.aligned[:t.part.chunkLen(c)]
-		if _, err := io.ReadFull(body, buf); err != nil {
+		if _, err := io.ReadFull(movingReader{j, body}, buf); err != nil {
 			return gained, reg.bodyFailed(ctx, body, err)
 		}
 		kept, err := t.keep(j, c, buf)
@@ -330,19 +384,6 @@ func (t *transfer) copy(ctx context.Context, reg *registryClient, j *job, end in
 		return gained, reg.bodyFailed(ctx, body, err)
 	}
 	return gained, nil // all bytes are here, however the connection ended
-}
-
-// yield lets readers have the bandwidth, unless one waits for this stream; t.mu is held.
-func (t *transfer) yield(ctx context.Context, j *job, body *stallReader) {
-	until := time.Now().Add(yieldTime)
-	for t.reads.active > 0 && j.pos >= j.wanted && ctx.Err() == nil {
-		left := time.Until(until)
-		if left <= 0 {
-			return
-		}
-		body.timer.Reset(body.limit) // it is we who wait
-		t.await(ctx, left)
-	}
 }
 
 // keep writes chunk c, unless another job has brought it meanwhile, and moves the job
@@ -368,7 +409,7 @@ func (t *transfer) keep(j *job, c int, bytes []byte) (kept bool, err error) {
 		t.have++
 		t.trouble = nil
 	}
-	j.pos, j.moved = c+1, time.Now()
+	j.pos = c + 1
 	t.wake()
 	return kept, nil
 }

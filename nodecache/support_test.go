@@ -64,7 +64,7 @@ func openStoreOn(t testing.TB, cfg Config, d disk) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.retry = quick
+	s.retry, s.lazySpan = quick, slowSpan
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Errorf("close: %v", err)

@@ -21,10 +21,15 @@ const (
 	// minSpan and maxSpan bound what one request of a stream asks for, in chunks: 4 to
 	// 32 MiB. It doubles with each round of the streams.
 	minSpan, maxSpan = 16, 128
-	// lazySpan takes the place of minSpan for lazy images, and is the span again after
-	// each request of a reader. What streams have asked for is on its way before what
-	// readers ask for: 8 MiB, 0.7 s at 100 Mbit/s.
-	lazySpan = 8
+	// probeSpan is the span of a lazy image's first request, in chunks: what comes while
+	// other connections are made, and readers begin to ask.
+	probeSpan = 4
+	// lazySpan is the span of those after it: what readers ask for comes after what
+	// streams have asked for. From there it follows the time that requests take, with
+	// spanTime as the aim: so long that four of them fill the line while each in turn
+	// waits for its answer, and so short that a reader may wait for what is claimed.
+	lazySpan = 2
+	spanTime = 400 * time.Millisecond
 	// maxAhead is how far the streams may be ahead of the hash, in bytes, so that its
 	// reads are of pages that are still in memory.
 	maxAhead = 128 << 20
@@ -103,7 +108,8 @@ type transfer struct {
 	jobs     []*job            // under way; GUARDED_BY(mu)
 	ranges   answer            // whether the registry sends parts; GUARDED_BY(mu)
 	span     int               // chunks of the next job of a stream; GUARDED_BY(mu)
-	spans    int               // jobs until it doubles; GUARDED_BY(mu)
+	spans    int               // jobs until it doubles, unless lazy; GUARDED_BY(mu)
+	lazy     bool              // there was a lazy image, ever; GUARDED_BY(mu)
 	first    []int             // chunks that streams bring before others; GUARDED_BY(mu)
 	trouble  error             // of the last request, nil when it brought something; GUARDED_BY(mu)
 	spoiled  error             // the digest is wrong; GUARDED_BY(mu)
@@ -116,17 +122,20 @@ type transfer struct {
 	trace    trace             // GUARDED_BY(mu)
 }
 
-// job is a request under way, or about to be.
+// job is a request under way, or about to be. Its fields are guarded by transfer.mu.
 //
 // Invariant: pos <= hi. What is below pos has come.
 type job struct {
 	pos, hi int       // chunks
 	began   time.Time // when it was taken
-	moved   time.Time // when it was taken, or pos last changed
-	first   int       // pos when it was taken
-	wanted  int       // readers wait for chunks below
 	demand  bool      // a reader's
 	whole   bool      // all of the blob, from its start, without a range
+	// answered is when its last answer began, and first was pos then; at first both
+	// are those of when it was taken.
+	answered time.Time
+	first    int
+	// moved is when bytes last came, in ns since 1970; 0: never. Not guarded.
+	moved atomic.Int64
 }
 
 func (s *Store) newTransfer(reg *registryClient, rec record) *transfer {
