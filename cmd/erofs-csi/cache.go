@@ -83,6 +83,7 @@ func cacheListCommand() *cobra.Command {
 		Long: `Lists the images, the one used last first, and how full the store is. ON DISK is
 what an image takes with all that belongs to it, as du counts it. "idle" is an image
 that no volume shows any more, whose pages are kept in memory; it may be evicted.
+"partial" is one of which not all is on the node yet: a pull goes on with what is.
 An image without a reference is found by its digest when it is pulled again.`,
 		Example: `  erofs-csi cache ls
   erofs-csi cache ls --json | jq '.images[] | select(.inUse | not) | .digest'`,
@@ -168,6 +169,9 @@ func cachedState(im nodecache.StoredImage) string {
 	}
 	if im.Converted {
 		states = append(states, "converted")
+	}
+	if im.Partial {
+		states = append(states, "partial")
 	}
 	if len(states) == 0 {
 		return "-"

@@ -6,10 +6,19 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -77,6 +86,43 @@ func stopRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	delete(running, "registry "+args[0])
 	ts.Check(s.cmd.Process.Kill())
 	_ = s.cmd.Wait() // killed
+}
+
+// shortRegistry NAME REGISTRY BYTES stands before $REGISTRY, at $NAME, and breaks off the
+// layers that are asked for together after so many bytes, for good.
+func shortRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: shortRegistry NAME REGISTRY BYTES")
+	}
+	var left atomic.Int64
+	n, err := strconv.ParseInt(args[2], 10, 64)
+	ts.Check(err)
+	left.Store(n)
+	back := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: ts.Getenv(args[1])})
+	back.ErrorLog = log.New(io.Discard, "", 0)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			w = &shortWriter{w, &left}
+		}
+		back.ServeHTTP(w, r)
+	}))
+	ts.Defer(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	ts.Setenv(args[0], server.Listener.Addr().String())
+}
+
+type shortWriter struct {
+	http.ResponseWriter
+	left *atomic.Int64
+}
+
+func (w *shortWriter) Write(p []byte) (int, error) {
+	if w.left.Add(-int64(len(p))) < 0 {
+		panic(http.ErrAbortHandler)
+	}
+	return w.ResponseWriter.Write(p)
 }
 
 // pushContainer REFERENCE LAYER... pushes a container image of tar archives, each

@@ -61,6 +61,7 @@ func runScripts(t *testing.T, dir string) {
 
 			"startRegistry": startRegistry,
 			"stopRegistry":  stopRegistry,
+			"shortRegistry": shortRegistry,
 			"push":          push,
 			"pushContainer": pushContainer,
 		},
