@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -503,15 +504,59 @@ func TestPrefetchLists(t *testing.T) {
 		}
 	}
 	for i := range maxOrders + 5 {
-		writeFile(t, fmt.Sprintf("%s/%d", s.dir.prefetch, i), good)
+		writeFile(t, fmt.Sprintf("%s/%064x", s.dir.prefetch, i), good)
 	}
+	unknown := writeFile(t, s.dir.prefetch+"/notes", nil)
 	if err := s.saveOrder(p.blob, want); err != nil {
 		t.Fatal(err)
 	}
-	if names, err := os.ReadDir(s.dir.prefetch); err != nil || len(names) != maxOrders {
-		t.Errorf("%d lists, %v", len(names), err)
+	if c := list(t, s); c.PrefetchLists != maxOrders || !slices.Equal(c.Unknown, []string{unknown}) {
+		t.Errorf("%d lists, unknown files %q", c.PrefetchLists, c.Unknown)
 	}
 	if got := s.loadOrder(p.blob, 6); !slices.Equal(got, want) {
 		t.Errorf("%v", got)
 	}
+}
+
+// TestPrefetchListsGo: a list stays when its image makes room for others, and goes with
+// an image that is removed by name, and with all that is of no use.
+func TestPrefetchListsGo(t *testing.T) {
+	p := pushImage(t, 1, 1<<20)
+	s := openStore(t, Config{})
+	pull := func() {
+		t.Helper()
+		acquire(t, s, p.ref, AcquireOptions{}).Release()
+		if err := s.saveOrder(p.blob, []int{0}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(lists int) {
+		t.Helper()
+		if c := list(t, s); c.PrefetchLists != lists {
+			t.Errorf("%d lists, want %d", c.PrefetchLists, lists)
+		}
+	}
+	pull()
+	if e, err := s.Evict(1); err != nil || e.Images != 1 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	want(1)
+	pull()
+	if e, err := s.Remove(p.blob.String()); err != nil || e.Images != 1 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	want(0)
+	pull()
+	other := s.dir.order(digest.FromString("of nothing"))
+	writeFile(t, other, make([]byte, 100))
+	img := acquire(t, s, p.ref, AcquireOptions{})
+	if e, err := s.Evict(0); err != nil || e.Images != 0 || e.Bytes < 100 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	want(1)
+	img.Release()
+	if e, err := s.Evict(0); err != nil || e.Images != 1 || e.Bytes < 1<<20 {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	want(0)
 }

@@ -3,9 +3,12 @@ package nodecache
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // Contents is what a store holds. Sizes on the disk are in bytes as du(1) counts
@@ -19,7 +22,11 @@ type Contents struct {
 	// Unknown are files in the store's directories that are none of its own. They
 	// are left alone.
 	Unknown []string `json:"unknown,omitempty"`
-	// Overhead is what directories, pins, temporary and unknown files take.
+	// PrefetchLists say what was read first of images, also of some that are not on the
+	// node; at most 256, of 16 KiB and less.
+	PrefetchLists int `json:"prefetchLists"`
+	// Overhead is what directories, pins, prefetch lists, temporary and unknown files
+	// take.
 	Overhead int64 `json:"overhead"`
 	// Others is what is in the directory beside the store.
 	Others int64 `json:"others"`
@@ -117,6 +124,13 @@ func (s *Store) List() (Contents, error) {
 		}
 	})
 	slices.Sort(c.Pins)
+	if err != nil {
+		return Contents{}, err
+	}
+	err = s.eachOrder(
+		func(string, digest.Digest, os.FileInfo) { c.PrefetchLists++ },
+		func(path string) { c.Unknown = append(c.Unknown, path) },
+	)
 	return c, err
 }
 
@@ -163,6 +177,9 @@ func (s *Store) Remove(text string) (Evicted, error) {
 		}
 		if freed == 0 {
 			return Evicted{}, fmt.Errorf("%w: %s is used by a volume, or being mounted; unmount it first", ErrInUse, n.text)
+		}
+		if err := s.disk.remove(s.dir.order(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Evicted{}, s.diskError("remove the prefetch list of "+n.text, err)
 		}
 		// What a person removed must not come back after a power cut.
 		if err := errors.Join(s.disk.syncDir(s.dir.blobs), s.disk.syncDir(s.dir.refs)); err != nil {

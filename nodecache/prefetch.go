@@ -1,12 +1,12 @@
 package nodecache
 
 import (
-	"cmp"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -16,7 +16,8 @@ import (
 const (
 	// maxOrder bounds a prefetch list, in chunks: 1 GiB.
 	maxOrder = 4096
-	// maxOrders bounds the lists of a store; the one not used for the longest goes.
+	// maxOrders bounds the lists of a store, and with maxOrder what they take: 4 MiB. The
+	// one not used for the longest goes.
 	maxOrders = 256
 	// orderMagic begins a prefetch list: then come the numbers of the chunks and the
 	// CRC-32C of all before it, each 4 bytes, little endian.
@@ -41,7 +42,7 @@ func (t *trace) touch(first, last int) {
 }
 
 // saveOrder keeps the chunks that readers of a blob touched, for the next time that it
-// is pulled. It outlives the blob.
+// is pulled. It outlives the blob's eviction for its room, not its removal by name.
 func (s *Store) saveOrder(d digest.Digest, list []int) error {
 	text := []byte(orderMagic)
 	for _, c := range list {
@@ -91,27 +92,60 @@ func (s *Store) loadOrder(d digest.Digest, chunks int) []int {
 	return list
 }
 
+// eachOrder calls fn with each list, and with other files that are there.
+func (s *Store) eachOrder(fn func(path string, d digest.Digest, info os.FileInfo), other func(path string)) error {
+	return s.eachInfo(s.dir.prefetch, func(path string, info os.FileInfo) {
+		if !hexName.MatchString(info.Name()) || !info.Mode().IsRegular() {
+			other(path)
+			return
+		}
+		fn(path, digest.NewDigestFromEncoded(digest.SHA256, info.Name()), info)
+	})
+}
+
 // trimOrders removes the lists above maxOrders.
 func (s *Store) trimOrders() error {
-	entries, err := os.ReadDir(s.dir.prefetch)
-	if err != nil || len(entries) <= maxOrders {
-		return err
-	}
 	type list struct {
-		name string
+		path string
 		used time.Time
 	}
-	lists := make([]list, 0, len(entries))
-	for _, e := range entries {
-		if info, err := e.Info(); err == nil {
-			lists = append(lists, list{e.Name(), info.ModTime()})
-		}
+	var lists []list
+	err := s.eachOrder(func(path string, _ digest.Digest, info os.FileInfo) {
+		lists = append(lists, list{path, info.ModTime()})
+	}, func(string) {})
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(lists, func(a, b list) int { return cmp.Compare(a.used.UnixNano(), b.used.UnixNano()) })
+	slices.SortFunc(lists, func(a, b list) int { return a.used.Compare(b.used) })
 	for _, l := range lists[:max(len(lists)-maxOrders, 0)] {
-		if err := s.disk.remove(filepath.Join(s.dir.prefetch, l.name)); err != nil {
+		if err := s.disk.remove(l.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
 	return nil
+}
+
+// dropOrders removes the lists of blobs of which nothing is in the store. It returns
+// what they took on the disk.
+func (s *Store) dropOrders() (freed int64, err error) {
+	entries, _, err := s.entries()
+	if err != nil {
+		return 0, err
+	}
+	have := make(map[digest.Digest]bool, len(entries))
+	for _, e := range entries {
+		have[e.digest] = true
+	}
+	var errs []error
+	err = s.eachOrder(func(path string, d digest.Digest, info os.FileInfo) {
+		if have[d] {
+			return
+		}
+		if err := s.disk.remove(path); err == nil {
+			freed += onDisk(info)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}, func(string) {})
+	return freed, errors.Join(append(errs, err)...)
 }

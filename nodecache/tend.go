@@ -94,12 +94,12 @@ func (s *Store) evictUpTo(bytes int64, age time.Duration) (list []*entry, freed 
 // Evicted is what [Store.Evict] has done.
 type Evicted struct {
 	Images int   `json:"images"`
-	Bytes  int64 `json:"bytes"` // that they took on the disk
+	Bytes  int64 `json:"bytes"` // that they took on the disk, with prefetch lists
 }
 
 // Evict evicts images that nobody uses and that are not pinned, the one unused
 // for the longest first, until the store takes at most target bytes on the disk;
-// all of them if target is 0.
+// all of them if target is 0, and then the prefetch lists of what is not there, too.
 func (s *Store) Evict(target int64) (Evicted, error) {
 	if err := s.begin(); err != nil {
 		return Evicted{}, err
@@ -116,5 +116,9 @@ func (s *Store) Evict(target int64) (Evicted, error) {
 		over = now - target
 	}
 	list, freed, err := s.evictUpTo(over, 0)
+	if target <= 0 {
+		n, dropErr := s.dropOrders()
+		freed, err = freed+n, errors.Join(err, dropErr)
+	}
 	return Evicted{Images: len(list), Bytes: freed}, err
 }
