@@ -19,8 +19,8 @@ func (a storeAdapter) Acquire(ctx context.Context, ref string, opts nodecache.Ac
 	return img, nil
 }
 
-func (a storeAdapter) Authorize(ctx context.Context, ref string, dockerConfig []byte) error {
-	return a.store.Authorize(ctx, ref, dockerConfig)
+func (a storeAdapter) Authorize(ctx context.Context, ref string, c nodecache.Credentials) error {
+	return a.store.Authorize(ctx, ref, c)
 }
 
 func (a storeAdapter) Keep(id string) (release func()) { return a.store.Keep(id) }

@@ -11,7 +11,7 @@ type imageStore interface {
 	// Acquire finds or pulls an image and pins it until its Release.
 	Acquire(ctx context.Context, ref string, opts nodecache.AcquireOptions) (image, error)
 	// Authorize asks the source of ref whether these credentials may read it.
-	Authorize(ctx context.Context, ref string, dockerConfig []byte) error
+	Authorize(ctx context.Context, ref string, c nodecache.Credentials) error
 	// Keep keeps an image that the store may have, by its ID, from being evicted
 	// until release.
 	Keep(id string) (release func())
@@ -28,7 +28,7 @@ type image interface {
 	Digest() string
 	// UseCredentials gives an image that is not complete other credentials to be
 	// completed with.
-	UseCredentials(dockerConfig []byte) error
+	UseCredentials(c nodecache.Credentials) error
 	// Release unpins. Idempotent.
 	Release()
 }

@@ -32,11 +32,12 @@ func needMounts(t *testing.T) {
 // fakeStore has the images of its map: reference → content.
 type fakeStore struct {
 	mu         sync.Mutex
-	images     map[string]string // GUARDED_BY mu
-	pins       int               // GUARDED_BY mu
-	acquired   int               // GUARDED_BY mu
-	kept       []string          // GUARDED_BY mu
-	authorized []string          // GUARDED_BY mu; the secrets that were checked
+	images     map[string]string   // GUARDED_BY mu
+	pins       int                 // GUARDED_BY mu
+	acquired   int                 // GUARDED_BY mu
+	kept       []string            // GUARDED_BY mu
+	authorized []string            // GUARDED_BY mu; the secrets that were checked
+	tokens     []map[string]string // of Authorize
 	// authorize and acquire, when set, are asked first.
 	authorize func(ref string, config []byte) error
 	acquire   func(ctx context.Context, ref string, opts nodecache.AcquireOptions) error
@@ -63,14 +64,15 @@ func (s *fakeStore) Acquire(ctx context.Context, ref string, opts nodecache.Acqu
 	return &fakeImage{store: s, ref: ref, content: content}, nil
 }
 
-func (s *fakeStore) Authorize(_ context.Context, ref string, config []byte) error {
+func (s *fakeStore) Authorize(_ context.Context, ref string, c nodecache.Credentials) error {
 	s.mu.Lock()
-	s.authorized = append(s.authorized, string(config))
+	s.authorized = append(s.authorized, string(c.DockerConfig))
+	s.tokens = append(s.tokens, c.Tokens)
 	s.mu.Unlock()
 	if s.authorize == nil {
 		return nil
 	}
-	if err := s.authorize(ref, config); err != nil {
+	if err := s.authorize(ref, c.DockerConfig); err != nil {
 		return fmt.Errorf("image %s: %w", ref, err)
 	}
 	return nil
@@ -122,7 +124,7 @@ func (i *fakeImage) ID() string {
 func (i *fakeImage) Reference() string { return i.ref }
 func (i *fakeImage) Digest() string    { return "" }
 
-func (i *fakeImage) UseCredentials([]byte) error { return nil }
+func (i *fakeImage) UseCredentials(nodecache.Credentials) error { return nil }
 
 func (i *fakeImage) Release() {
 	i.once.Do(func() {

@@ -25,7 +25,7 @@ func (m *volumeManager) Stage(ctx context.Context, req mountRequest) error {
 	if err := v.matches(req); err != nil {
 		return err
 	}
-	v.useCredentials(ctx, req.DockerConfig)
+	v.useCredentials(ctx, req)
 	staging := *v.record.Staging
 	if staging.Path != req.Path {
 		_, err := m.places.prober.lstat(ctx, staging.Path)
@@ -73,7 +73,7 @@ func (m *volumeManager) Publish(ctx context.Context, req mountRequest) error {
 	if err := v.matches(req); err != nil {
 		return err
 	}
-	v.useCredentials(ctx, req.DockerConfig)
+	v.useCredentials(ctx, req)
 	if s := v.record.Staging; s != nil && s.Path != req.StagingPath {
 		return refuse(errPrecondition, "volume %q is staged at %s, not at %s", req.VolumeID, s.Path, req.StagingPath)
 	}
@@ -135,13 +135,14 @@ func (m *volumeManager) create(ctx context.Context, req mountRequest) (err error
 		// An image that another pod's secret brought to the node is not
 		// thereby this pod's. Always is no exception: its Acquire may ask a
 		// mirror, which may give to all what the registry gives to some.
-		if err := m.store.Authorize(ctx, req.Attributes.Image, req.DockerConfig); err != nil {
+		if err := m.store.Authorize(ctx, req.Attributes.Image, req.credentials()); err != nil {
 			return hintSecret(err, req)
 		}
 	}
 	img, f, err := m.open(ctx, &u, wantFront(req.VolumeID, req.Domain, req.Ephemeral, req.Attributes), req.Attributes.Image, nodecache.AcquireOptions{
 		Policy:       req.Attributes.PullPolicy,
 		DockerConfig: req.DockerConfig,
+		Tokens:       req.Tokens,
 		Lazy:         req.Attributes.mayBeLazy(),
 	})
 	if err != nil {

@@ -91,6 +91,9 @@ func (s *nodeService) checkPublish(req *csi.NodePublishVolumeRequest) (mountRequ
 	if m.DockerConfig, err = dockerConfig(req.GetSecrets()); err != nil {
 		return m, err
 	}
+	if m.Tokens, err = serviceAccountTokens(req.GetVolumeContext()); err != nil {
+		return m, err
+	}
 	switch {
 	case m.Ephemeral && req.GetStagingTargetPath() != "":
 		return m, refuse(errInvalid, "volume attribute %s: an inline volume has no staging target path", keyEphemeral)

@@ -72,7 +72,8 @@ func (p *pulls) acquire(ctx context.Context, volumeID, ref string, opts nodecach
 }
 
 // join finds the volume's pull or starts one. A pull of something else, or
-// with another secret, is given up.
+// with another secret, is given up; one with another token is not, since kubelet
+// renews tokens.
 func (p *pulls) join(ctx context.Context, volumeID, ref string, opts nodecache.AcquireOptions) *pull {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 // repairOptions lets a call's secret bring back a blob that the node lost.
 // The tag is not asked again: a repaired volume keeps its bytes.
 func repairOptions(v *volume, req mountRequest) nodecache.AcquireOptions {
-	return nodecache.AcquireOptions{Policy: nodecache.IfNotPresent, DockerConfig: req.DockerConfig, Lazy: v.record.Attributes.mayBeLazy()}
+	return nodecache.AcquireOptions{Policy: nodecache.IfNotPresent, DockerConfig: req.DockerConfig, Tokens: req.Tokens, Lazy: v.record.Attributes.mayBeLazy()}
 }
 
 // repair puts a known volume in order: a front that can be read, mounted at

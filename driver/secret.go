@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -25,6 +26,26 @@ func dockerConfig(secrets map[string]string) ([]byte, error) {
 			secretKey, strings.Join(keys, ", "))
 	}
 	return []byte(config), nil
+}
+
+// serviceAccountTokens returns the tokens of the pod's service account that kubelet adds
+// to a volume context, by audience; nil without. No error holds one.
+func serviceAccountTokens(m map[string]string) (map[string]string, error) {
+	text, ok := m[keyTokens]
+	if !ok || text == "" {
+		return nil, nil
+	}
+	var all map[string]struct {
+		Token string `json:"token"`
+	}
+	if json.Unmarshal([]byte(text), &all) != nil {
+		return nil, refuse(errInvalid, "volume attribute %s: want tokens in JSON, as kubelet writes them", keyTokens)
+	}
+	tokens := make(map[string]string, len(all))
+	for audience, t := range all {
+		tokens[audience] = t.Token
+	}
+	return tokens, nil
 }
 
 // hintSecret tells a user whom the registry refused for want of a secret in

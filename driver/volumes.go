@@ -85,6 +85,12 @@ type mountRequest struct {
 	Domain       string
 	Flags        mountFlags
 	DockerConfig []byte
+	Tokens       map[string]string
+}
+
+// credentials are what the call brings.
+func (r mountRequest) credentials() nodecache.Credentials {
+	return nodecache.Credentials{DockerConfig: r.DockerConfig, Tokens: r.Tokens}
 }
 
 // begin locks a volume and the path that is worked on.
@@ -216,12 +222,12 @@ func (m *volumeManager) open(ctx context.Context, u *undo, req frontRequest, ref
 	return img, f, nil
 }
 
-// useCredentials lets a call's secret complete an image that is not.
-func (v *volume) useCredentials(ctx context.Context, dockerConfig []byte) {
-	if v.image == nil || len(dockerConfig) == 0 {
+// useCredentials lets what a call brings complete an image that is not.
+func (v *volume) useCredentials(ctx context.Context, req mountRequest) {
+	if v.image == nil {
 		return
 	}
-	if err := v.image.UseCredentials(dockerConfig); err != nil {
+	if err := v.image.UseCredentials(req.credentials()); err != nil {
 		klog.FromContext(ctx).Error(err, "The credentials of a call are not used", "volumeID", v.record.VolumeID)
 	}
 }

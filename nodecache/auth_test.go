@@ -56,19 +56,19 @@ func TestBasicAuth(t *testing.T) {
 			_, err := s.Acquire(t.Context(), p.ref, AcquireOptions{DockerConfig: c.config})
 			wantError(t, err, ErrUnauthorized, append(c.words, p.ref)...)
 			noSecrets(t, err)
-			err = s.Authorize(t.Context(), p.ref, c.config)
+			err = s.Authorize(t.Context(), p.ref, Credentials{DockerConfig: c.config})
 			wantError(t, err, ErrUnauthorized, c.words...)
 			noSecrets(t, err)
 		})
 	}
 	wantFiles(t, s.dir.root)
 	wantContent(t, acquire(t, s, p.ref, AcquireOptions{DockerConfig: good}).Blob(), p.content)
-	if err := s.Authorize(t.Context(), p.ref, good); err != nil {
+	if err := s.Authorize(t.Context(), p.ref, Credentials{DockerConfig: good}); err != nil {
 		t.Errorf("authorize: %v", err)
 	}
 	// What is cached for one is found for all, and authorised for none but them.
 	acquire(t, s, p.ref, AcquireOptions{})
-	wantError(t, s.Authorize(t.Context(), p.ref, nil), ErrUnauthorized)
+	wantError(t, s.Authorize(t.Context(), p.ref, Credentials{}), ErrUnauthorized)
 	_, err := s.Acquire(t.Context(), p.ref, AcquireOptions{Policy: Always})
 	wantError(t, err, ErrUnauthorized)
 }
@@ -96,7 +96,7 @@ func TestTokenAuth(t *testing.T) {
 			s := openStore(t, Config{})
 			config := fmt.Appendf(nil, `{"auths":{"example.com":{"auth":"eDp5"},%q:{%s}}}`, host, entry)
 			wantContent(t, acquire(t, s, private.ref, AcquireOptions{DockerConfig: config}).Blob(), private.content)
-			if err := s.Authorize(t.Context(), private.ref, config); err != nil {
+			if err := s.Authorize(t.Context(), private.ref, Credentials{DockerConfig: config}); err != nil {
 				t.Errorf("authorize: %v", err)
 			}
 		})

@@ -31,7 +31,7 @@ func (r *registryClient) authenticate(ctx context.Context, e *endpoint, request 
 			return found
 		},
 		func() []candidate {
-			found, problems := r.shared.keys.fromPlugins(ctx, place{r.ref.registry, r.ref.repository}, places)
+			found, problems := r.shared.keys.fromPlugins(ctx, place{r.ref.registry, r.ref.repository}, places, r.tokens)
 			t.problem(problems...)
 			return found
 		},

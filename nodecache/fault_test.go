@@ -299,7 +299,7 @@ func TestNoRegistry(t *testing.T) {
 			s := openStore(t, Config{PlainHTTP: plain})
 			_, err = s.Acquire(t.Context(), host+"/a:v1", AcquireOptions{})
 			wantError(t, err, ErrUnavailable, host, "refused")
-			wantError(t, s.Authorize(t.Context(), host+"/a:v1", nil), ErrUnavailable, host)
+			wantError(t, s.Authorize(t.Context(), host+"/a:v1", Credentials{}), ErrUnavailable, host)
 		}
 	})
 }

@@ -38,7 +38,7 @@ func TestInPlace(t *testing.T) {
 	if img.ID() == both.ID() || both.ID() == swapped.ID() {
 		t.Errorf("IDs %q, %q and %q", img.ID(), both.ID(), swapped.ID())
 	}
-	if err := s.Authorize(t.Context(), a, nil); err != nil {
+	if err := s.Authorize(t.Context(), a, Credentials{}); err != nil {
 		t.Errorf("authorize a path: %v", err)
 	}
 	wantFiles(t, s.dir.root) // nothing is copied

@@ -69,12 +69,29 @@ func (k *keychain) fromFile(places []place) (found []candidate, problem error) {
 	return found, nil
 }
 
-// fromPlugins asks the plugins for an image.
-func (k *keychain) fromPlugins(ctx context.Context, image place, places []place) (found []candidate, problems []error) {
+// wanted are the tokens, by audience, that a plugin can use; nil for none.
+func (k *keychain) wanted(tokens map[string]string) map[string]string {
+	if k == nil {
+		return nil
+	}
+	var some map[string]string
+	for audience, token := range tokens {
+		if token != "" && k.plugins.Wants(audience) {
+			if some == nil {
+				some = make(map[string]string)
+			}
+			some[audience] = token
+		}
+	}
+	return some
+}
+
+// fromPlugins asks the plugins for an image, with the caller's tokens.
+func (k *keychain) fromPlugins(ctx context.Context, image place, places []place, tokens map[string]string) (found []candidate, problems []error) {
 	if k == nil || k.plugins == nil {
 		return nil, nil
 	}
-	for _, answer := range k.plugins.Lookup(ctx, image.registry+"/"+image.repository) {
+	for _, answer := range k.plugins.Lookup(ctx, image.registry+"/"+image.repository, tokens) {
 		who := "credential provider " + answer.Provider
 		if answer.Err != nil {
 			problems = append(problems, fmt.Errorf("%s: %w", who, answer.Err))

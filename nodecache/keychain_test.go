@@ -87,7 +87,7 @@ func TestCredentialOrder(t *testing.T) {
 			}
 			s := openStore(t, Config{Registries: cfg})
 			img, err := s.Acquire(t.Context(), p.ref, AcquireOptions{DockerConfig: c.secret})
-			aerr := s.Authorize(t.Context(), p.ref, c.secret)
+			aerr := s.Authorize(t.Context(), p.ref, Credentials{DockerConfig: c.secret})
 			if runs() != c.runs {
 				t.Errorf("the plugin ran %d times, want %d", runs(), c.runs)
 			}
@@ -110,6 +110,42 @@ func TestCredentialOrder(t *testing.T) {
 	}
 }
 
+// TestServiceAccountToken: a plugin gives credentials for the token of the caller's service
+// account, to whom has it and to no other; no error tells it.
+func TestServiceAccountToken(t *testing.T) {
+	host := htpasswdRegistry(t)
+	p := newPusher(t, host, "a/b", auth.Credential{Username: "user", Password: "hunter22"}).image("v1", erofsLayer, randomBytes(1, 10<<20))
+	cfg, _ := provider(t, host, "1h", "")
+	writeFile(t, cfg.ProviderConfig, fmt.Appendf(nil, `apiVersion: kubelet.config.k8s.io/v1
+kind: CredentialProviderConfig
+providers:
+- name: helper
+  apiVersion: credentialprovider.kubelet.k8s.io/v1
+  defaultCacheDuration: 1h
+  matchImages: [%q]
+  tokenAttributes: {serviceAccountTokenAudience: registry, requireServiceAccount: true, cacheType: Token}
+`, host))
+	script := fmt.Sprintf(`#!/bin/sh
+grep -q '"serviceAccountToken":"hunter22-token"' || exit 7
+echo '{"kind": "CredentialProviderResponse", "apiVersion": "credentialprovider.kubelet.k8s.io/v1", "cacheKeyType": "Global", "auth": {%q: {"username": "user", "password": "hunter22"}}}'
+`, host)
+	if err := os.WriteFile(filepath.Join(cfg.ProviderBinDir, "helper"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := openStore(t, Config{Registries: cfg})
+	mine := Credentials{Tokens: map[string]string{"registry": "hunter22-token", "": "hunter22-other"}}
+	others := Credentials{Tokens: map[string]string{"registry": "hunter22-wrong"}}
+	if err := s.Authorize(t.Context(), p.ref, mine); err != nil {
+		t.Fatal(err)
+	}
+	for words, c := range map[string]Credentials{"exit status 7": others, "tokenRequests": {}} {
+		err := s.Authorize(t.Context(), p.ref, c)
+		wantError(t, err, ErrUnauthorized, "credential provider helper", words)
+		noSecrets(t, err)
+	}
+	wantContent(t, acquire(t, s, p.ref, AcquireOptions{Tokens: mine.Tokens, Lazy: true}).Blob(), p.content)
+}
+
 // TestPluginAnswerExpires: what was kept is asked for anew when its time is
 // over, not before.
 func TestPluginAnswerExpires(t *testing.T) {
@@ -119,7 +155,7 @@ func TestPluginAnswerExpires(t *testing.T) {
 		cfg, runs := provider(t, host, lasts, fmt.Sprintf(`{%q: {"username": "user", "password": "hunter22"}}`, host))
 		s := openStore(t, Config{Registries: cfg})
 		for range 2 {
-			if err := s.Authorize(t.Context(), p.ref, nil); err != nil {
+			if err := s.Authorize(t.Context(), p.ref, Credentials{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -138,7 +174,7 @@ func TestFileIsReadAgain(t *testing.T) {
 	s := openStore(t, Config{Registries: RegistryConfig{CredentialsFile: name}})
 	want := func(ok bool) {
 		t.Helper()
-		if err := s.Authorize(t.Context(), p.ref, nil); (err == nil) != ok {
+		if err := s.Authorize(t.Context(), p.ref, Credentials{}); (err == nil) != ok {
 			t.Errorf("authorize: %v", err)
 		}
 		if n := len(s.Problems()); (n == 0) != (ok || exists(name)) {
@@ -254,7 +290,7 @@ func TestSecretIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg, err := s.newRegistry(ref, dockerConfig(front.host, "user", "first-hunter22"))
+	reg, err := s.newRegistry(ref, Credentials{DockerConfig: dockerConfig(front.host, "user", "first-hunter22")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +374,7 @@ func TestSecretsStayInMemory(t *testing.T) {
 				t.Fatal("no error")
 			}
 			check("the error of "+fmt.Sprint(status), err.Error())
-			check("the error of "+fmt.Sprint(status), s.Authorize(t.Context(), ref, volume).Error())
+			check("the error of "+fmt.Sprint(status), s.Authorize(t.Context(), ref, Credentials{DockerConfig: volume}).Error())
 		}
 	}
 	m.origin.set(nil)

@@ -162,19 +162,21 @@ func (s *Store) spoil(d digest.Digest) {
 	s.takes[d]++
 }
 
-// UseCredentials gives a lazy image that is not complete a pull secret in
-// dockerconfigjson form, which is tried before those that it has. The error wraps
-// [ErrInvalidCredentials].
-func (i *Image) UseCredentials(dockerConfig []byte) error {
+// UseCredentials gives a lazy image that is not complete other credentials, which are
+// tried before those that it has. The error wraps [ErrInvalidCredentials].
+func (i *Image) UseCredentials(c Credentials) error {
 	l := i.files.lazy
 	if l == nil || l.transfer.complete.Load() {
+		return nil
+	}
+	if len(c.DockerConfig) == 0 && i.store.registries.keys.wanted(c.Tokens) == nil {
 		return nil
 	}
 	ref, err := parseReference(i.reference)
 	if err != nil {
 		return err
 	}
-	reg, err := i.store.newRegistry(ref, dockerConfig)
+	reg, err := i.store.newRegistry(ref, c)
 	if err != nil {
 		return err
 	}

@@ -255,7 +255,7 @@ func TestMirrorRanges(t *testing.T) {
 		"none": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusRequestedRangeNotSatisfiable) },
 	} {
 		m.mirror.set(onBlobs(answer))
-		reg, err := m.store(t).newRegistry(ref, nil)
+		reg, err := m.store(t).newRegistry(ref, Credentials{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -335,7 +335,7 @@ func TestMirrorCapabilities(t *testing.T) {
 	m.hosts(t, "server = [")
 	for _, err := range []error{
 		second2(m.store(t).Acquire(t.Context(), m.ref, AcquireOptions{})),
-		m.store(t).Authorize(t.Context(), m.ref, nil),
+		m.store(t).Authorize(t.Context(), m.ref, Credentials{}),
 	} {
 		wantError(t, err, ErrConfiguration, "hosts.toml", "line 1")
 	}
@@ -499,17 +499,17 @@ skip_verify = false
 func TestAuthorizePastMirrors(t *testing.T) {
 	m := newMirrored(t, 10_000)
 	s := m.store(t)
-	if err := s.Authorize(t.Context(), m.ref, nil); err != nil || m.mirror.count() != 0 {
+	if err := s.Authorize(t.Context(), m.ref, Credentials{}); err != nil || m.mirror.count() != 0 {
 		t.Errorf("%v, after %d requests to the mirror", err, m.mirror.count())
 	}
 	for _, status := range []int{401, 403, 404} {
 		m.origin.set(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(status); return true })
-		if err := s.Authorize(t.Context(), m.ref, nil); err == nil || m.mirror.count() != 0 {
+		if err := s.Authorize(t.Context(), m.ref, Credentials{}); err == nil || m.mirror.count() != 0 {
 			t.Errorf("%d: %v, after %d requests to the mirror", status, err, m.mirror.count())
 		}
 	}
 	m.origin.close()
-	if err := s.Authorize(t.Context(), m.ref, nil); err != nil || m.mirror.count() == 0 {
+	if err := s.Authorize(t.Context(), m.ref, Credentials{}); err != nil || m.mirror.count() == 0 {
 		t.Errorf("registry gone: %v, after %d requests to the mirror", err, m.mirror.count())
 	}
 }

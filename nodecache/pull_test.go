@@ -183,10 +183,10 @@ func TestPullKinds(t *testing.T) {
 	wantError(t, err, ErrNotFound, base+":missing", "404", "MANIFEST_UNKNOWN")
 	_, err = s.Acquire(t.Context(), base+"@"+someDigest, AcquireOptions{})
 	wantError(t, err, ErrNotFound, someDigest)
-	if err := s.Authorize(t.Context(), base+":missing", nil); !errors.Is(err, ErrNotFound) {
+	if err := s.Authorize(t.Context(), base+":missing", Credentials{}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("authorize: %v", err)
 	}
-	if err := s.Authorize(t.Context(), base+":index", nil); err != nil {
+	if err := s.Authorize(t.Context(), base+":index", Credentials{}); err != nil {
 		t.Errorf("authorize: %v", err)
 	}
 }
@@ -198,8 +198,8 @@ func TestBadArguments(t *testing.T) {
 	}
 	_, err := s.Acquire(t.Context(), "image.erofs", AcquireOptions{})
 	wantError(t, err, ErrInvalidReference)
-	wantError(t, s.Authorize(t.Context(), "image.erofs", nil), ErrInvalidReference)
+	wantError(t, s.Authorize(t.Context(), "image.erofs", Credentials{}), ErrInvalidReference)
 	_, err = s.Acquire(t.Context(), "127.0.0.1:1/a", AcquireOptions{DockerConfig: []byte("x")})
 	wantError(t, err, ErrInvalidCredentials)
-	wantError(t, s.Authorize(t.Context(), "127.0.0.1:1/a", []byte("x")), ErrInvalidCredentials)
+	wantError(t, s.Authorize(t.Context(), "127.0.0.1:1/a", Credentials{DockerConfig: []byte("x")}), ErrInvalidCredentials)
 }

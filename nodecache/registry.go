@@ -39,6 +39,7 @@ type registryClient struct {
 	shared *registries
 	hosts  []*endpoint // in the order to ask; the registry, or what stands for it, is the last
 	retry  retryPolicy
+	tokens map[string]string // of the caller's service account, by audience, that plugins want
 
 	mu      sync.Mutex
 	secret  []byte                        // dockerconfigjson of the caller, or nil. GUARDED_BY(mu)
@@ -47,15 +48,19 @@ type registryClient struct {
 	liars   map[*endpoint]bool            // mirrors that sent wrong bytes. GUARDED_BY(mu)
 }
 
-func (s *Store) newRegistry(ref reference, dockerConfig []byte) (*registryClient, error) {
+func (s *Store) newRegistry(ref reference, c Credentials) (*registryClient, error) {
 	r := &registryClient{
 		ref:     ref,
 		shared:  s.registries,
 		retry:   s.retry,
 		senders: make(map[string]map[*endpoint]bool),
 		liars:   make(map[*endpoint]bool),
+		tokens:  s.registries.keys.wanted(c.Tokens),
 	}
-	if err := r.use(dockerConfig); err != nil {
+	for _, token := range r.tokens {
+		r.conceal([]string{token})
+	}
+	if err := r.use(c.DockerConfig); err != nil {
 		return nil, err
 	}
 	var err error
@@ -75,7 +80,7 @@ func (r *registryClient) use(dockerConfig []byte) error {
 	if err != nil {
 		return fmt.Errorf("credentials for %s: %w", r.ref.registry, err)
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q", r.ref.registry, r.ref.repository, r.ref.url, creds))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %q", r.ref.registry, r.ref.repository, r.ref.url, creds, r.tokens))
 	r.mu.Lock()
 	changed := !bytes.Equal(r.secret, dockerConfig)
 	r.secret = dockerConfig

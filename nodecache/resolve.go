@@ -59,7 +59,7 @@ func (r *Resolver) Resolve(ctx context.Context, ref string, dockerConfig []byte)
 	if parsed.isPath() {
 		return Resolved{Reference: parsed.String()}, nil
 	}
-	reg, err := r.store.newRegistry(parsed, dockerConfig)
+	reg, err := r.store.newRegistry(parsed, Credentials{DockerConfig: dockerConfig})
 	if err != nil {
 		return Resolved{}, err
 	}

@@ -234,12 +234,22 @@ func (s *Store) bound(ctx context.Context) (_ context.Context, stop func()) {
 	}
 }
 
+// Credentials are what a caller has to show to registries, beside what the node has.
+type Credentials struct {
+	// DockerConfig is a pull secret in dockerconfigjson form, or nil.
+	DockerConfig []byte
+	// Tokens are those of the service account of the caller's pod, by audience, for
+	// credential provider plugins that want one; or nil.
+	Tokens map[string]string
+}
+
 // AcquireOptions are the options of [Store.Acquire].
 type AcquireOptions struct {
 	// Policy says when the registry is asked; zero means [IfNotPresent].
 	Policy PullPolicy
-	// DockerConfig is a pull secret in dockerconfigjson form, or nil.
+	// DockerConfig and Tokens are the caller's Credentials.
 	DockerConfig []byte
+	Tokens       map[string]string
 	// Lazy allows an image that can be read before it is complete, where it comes from
 	// a registry that sends parts of blobs, and is large enough: its reads fetch what
 	// they need, before what a pull beside them brings in order. What they return is
@@ -307,7 +317,7 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 			return nil, err
 		}
 		defer release()
-		reg, err := s.newRegistry(ref, opts.DockerConfig)
+		reg, err := s.newRegistry(ref, Credentials{opts.DockerConfig, opts.Tokens})
 		if err != nil {
 			return nil, err
 		}
@@ -316,7 +326,7 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 	if policy == Never {
 		return nil, fmt.Errorf("%w: %s is not on this node and the pull policy is Never; use IfNotPresent, or pull it on this node before", ErrNotFound, ref)
 	}
-	reg, err := s.newRegistry(ref, opts.DockerConfig)
+	reg, err := s.newRegistry(ref, Credentials{opts.DockerConfig, opts.Tokens})
 	if err != nil {
 		return nil, err
 	}
@@ -384,12 +394,12 @@ func (s *Store) acquireConverted(ctx context.Context, ref reference, reg *regist
 }
 
 // Authorize asks the registry, with a HEAD of the manifest, or the web server
-// whether these credentials (dockerconfigjson, nil for none) or the node's own
+// whether these credentials or the node's own
 // may read ref: what is cached for one pod is not thereby another's. Mirrors are
 // asked only while the registry can't be reached, since one may give to all what
 // the registry gives to some. nil for a path. The error wraps
 // [ErrUnauthorized], [ErrNotFound], [ErrUnavailable] or one of the input's.
-func (s *Store) Authorize(ctx context.Context, ref string, dockerConfig []byte) error {
+func (s *Store) Authorize(ctx context.Context, ref string, c Credentials) error {
 	r, err := parseReference(ref)
 	if err != nil || r.isPath() {
 		return err
@@ -400,7 +410,7 @@ func (s *Store) Authorize(ctx context.Context, ref string, dockerConfig []byte) 
 	defer s.end()
 	ctx, stop := s.bound(ctx)
 	defer stop()
-	reg, err := s.newRegistry(r, dockerConfig)
+	reg, err := s.newRegistry(r, c)
 	if err != nil {
 		return err
 	}

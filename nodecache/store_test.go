@@ -66,7 +66,7 @@ func TestAfterClose(t *testing.T) {
 	wantContent(t, img.Blob(), []byte("content"))
 	_, err := s.Acquire(t.Context(), file, AcquireOptions{})
 	wantError(t, err, ErrInterrupted)
-	wantError(t, s.Authorize(t.Context(), "127.0.0.1:1/a", nil), ErrInterrupted)
+	wantError(t, s.Authorize(t.Context(), "127.0.0.1:1/a", Credentials{}), ErrInterrupted)
 	wantError(t, img.WriteSidecar("index", func(*os.File) error { t.Error("called"); return nil }), ErrInterrupted)
 }
 

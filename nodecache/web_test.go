@@ -300,23 +300,23 @@ func TestWebCredentials(t *testing.T) {
 		t.Error("the redirect was not followed")
 	}
 	methods = nil
-	if err := s.Authorize(t.Context(), w.ref(), good); err != nil {
+	if err := s.Authorize(t.Context(), w.ref(), Credentials{DockerConfig: good}); err != nil {
 		t.Errorf("authorize: %v", err)
 	}
 	if len(methods) == 0 || methods[0] != http.MethodHead {
 		t.Errorf("methods %q", methods)
 	}
 	for _, secret := range [][]byte{nil, bad} {
-		err := s.Authorize(t.Context(), w.ref(), secret)
+		err := s.Authorize(t.Context(), w.ref(), Credentials{DockerConfig: secret})
 		wantError(t, err, ErrUnauthorized)
 		noSecrets(t, err)
 	}
 	w.set(onPath("/", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(404) }))
-	wantError(t, s.Authorize(t.Context(), w.ref(), good), ErrNotFound, w.host)
+	wantError(t, s.Authorize(t.Context(), w.ref(), Credentials{DockerConfig: good}), ErrNotFound, w.host)
 	w.set(onPath("/", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(503) }))
-	wantError(t, s.Authorize(t.Context(), w.ref(), good), ErrUnavailable, w.host)
+	wantError(t, s.Authorize(t.Context(), w.ref(), Credentials{DockerConfig: good}), ErrUnavailable, w.host)
 	w.set(nil)
-	if err := s.Authorize(t.Context(), w.ref(), nil); err != nil {
+	if err := s.Authorize(t.Context(), w.ref(), Credentials{}); err != nil {
 		t.Errorf("authorize: %v", err)
 	}
 }
@@ -362,7 +362,7 @@ func TestWebAndRegistry(t *testing.T) {
 	if n := len(w.seen("")); n > 1 {
 		t.Errorf("%d requests for what is there", n)
 	}
-	if err := s.Authorize(t.Context(), strings.Replace(w.ref(), "/dir/", "/other/", 1), nil); !errors.Is(err, ErrNotFound) {
+	if err := s.Authorize(t.Context(), strings.Replace(w.ref(), "/dir/", "/other/", 1), Credentials{}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("another address: %v", err)
 	}
 }

@@ -39,7 +39,8 @@ type variable struct {
 	Value string `json:"value"`
 }
 
-// tokenAttributes is a ServiceAccountTokenAttributes.
+// tokenAttributes is a ServiceAccountTokenAttributes. What is kept of a run with a token
+// is used for that token only, whatever cacheType says.
 type tokenAttributes struct {
 	Audience              string   `json:"serviceAccountTokenAudience"`
 	CacheType             string   `json:"cacheType"`
@@ -48,10 +49,11 @@ type tokenAttributes struct {
 	OptionalAnnotations   []string `json:"optionalServiceAccountAnnotationKeys"`
 }
 
-// request is a CredentialProviderRequest without what is about tokens.
+// request is a CredentialProviderRequest, without annotations of service accounts.
 type request struct {
 	typeMeta
 	Image string `json:"image"`
+	Token string `json:"serviceAccountToken,omitempty"` // #nosec G117 -- for the plugin
 }
 
 // response is a CredentialProviderResponse.

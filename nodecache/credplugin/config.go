@@ -165,6 +165,8 @@ func newProvider(c providerConfig, binDir string) (*provider, error) {
 			return nil, fmt.Errorf("tokenAttributes need serviceAccountTokenAudience, requireServiceAccount and apiVersion %sv1", pluginGroup)
 		}
 		p.needsToken = *a.RequireServiceAccount
+		p.needsAnnotations = len(a.RequiredAnnotations) > 0
+		p.audience = a.Audience
 	}
 	if _, err := exec.LookPath(p.path); err != nil {
 		return nil, fmt.Errorf("there is no such executable in %s", binDir)

@@ -2,8 +2,9 @@
 // credentials of an image: it reads kubelet's configuration file of them, runs
 // them as kubelet does, and keeps what they answer for as long as they allow.
 //
-// Limits. Service account tokens are not to be had here: a provider that
-// requires one is never run, and named instead. A run takes at most a minute
+// Limits. Nothing is known of service accounts but the tokens that a caller has:
+// without one a provider that requires it is not run, and one that requires
+// annotations never is. A run takes at most a minute
 // and answers with at most 1 MiB. A configuration is at most 1 MiB and names at
 // most 64 providers. What a plugin writes to its standard error is dropped, and
 // no error quotes what it answered: both may be secrets.

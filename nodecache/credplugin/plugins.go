@@ -2,8 +2,10 @@ package credplugin
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,7 +38,9 @@ type provider struct {
 	match                  []pattern
 	limit                  time.Duration // of a run
 	lasts                  time.Duration // of an answer that says nothing else
+	audience               string        // of tokens; "": it wants none
 	needsToken             bool
+	needsAnnotations       bool // of the service account, to be run with a token
 
 	running singleflight.Group
 
@@ -55,16 +59,16 @@ type kept struct {
 // looked up more than once, and kubelet waits for it no longer than two runs take.
 const hangs = 30 * time.Second
 
-var errNeedsToken = errors.New("it requires service account tokens, which are kubelet's alone to give")
+var errNeedsAnnotations = errors.New("it requires annotations of service accounts, which are not known here: leave out requiredServiceAccountAnnotationKeys, or use pull secrets")
 
 // globalKey is no name of an image or a registry.
 const globalKey = "\x00global"
 
 // Lookup asks all providers whose matchImages match the image, a name as
 // registry.example:5000/team/app without tag and digest, in the order of the
-// configuration. It takes at most the time of the slowest run, and no longer
-// than ctx.
-func (p *Plugins) Lookup(ctx context.Context, image string) []Answer {
+// configuration. tokens are those of the caller's service account, by audience.
+// It takes at most the time of the slowest run, and no longer than ctx.
+func (p *Plugins) Lookup(ctx context.Context, image string, tokens map[string]string) []Answer {
 	if p == nil {
 		return nil
 	}
@@ -78,7 +82,7 @@ func (p *Plugins) Lookup(ctx context.Context, image string) []Answer {
 	var wg sync.WaitGroup
 	for i, one := range asked {
 		wg.Go(func() {
-			auth, err := one.provide(ctx, image)
+			auth, err := one.provide(ctx, image, tokens[one.audience])
 			answers[i] = Answer{Provider: one.name, Auth: auth, Err: err}
 		})
 	}
@@ -93,11 +97,18 @@ func (p *Plugins) Unusable() []error {
 	}
 	var errs []error
 	for _, one := range p.providers {
-		if one.needsToken {
-			errs = append(errs, fmt.Errorf("credential provider %s: %w", one.name, errNeedsToken))
+		if one.needsToken && one.needsAnnotations {
+			errs = append(errs, fmt.Errorf("credential provider %s: %w", one.name, errNeedsAnnotations))
 		}
 	}
 	return errs
+}
+
+// Wants tells whether a provider can use a token for the audience.
+func (p *Plugins) Wants(audience string) bool {
+	return p != nil && audience != "" && slices.ContainsFunc(p.providers, func(one *provider) bool {
+		return one.audience == audience && !one.needsAnnotations
+	})
 }
 
 func (p *provider) matches(image string) bool {
@@ -109,11 +120,20 @@ func (p *provider) matches(image string) bool {
 	return false
 }
 
-func (p *provider) provide(ctx context.Context, image string) (map[string]Auth, error) {
-	if p.needsToken {
-		return nil, errNeedsToken
+// provide asks for an image, with the caller's token for the audience, if there is one.
+func (p *provider) provide(ctx context.Context, image, token string) (map[string]Auth, error) {
+	if p.audience == "" || p.needsAnnotations {
+		token = ""
 	}
-	if auth, ok := p.recall(image); ok {
+	switch {
+	case token != "" || !p.needsToken:
+	case p.needsAnnotations:
+		return nil, errNeedsAnnotations
+	default:
+		return nil, fmt.Errorf("it requires a service account's token for the audience %.200q, which comes with inline volumes only, and if tokenRequests of the CSIDriver object names the audience; else use a pull secret", p.audience)
+	}
+	scope := scopeOf(token)
+	if auth, ok := p.recall(image, scope); ok {
 		return auth, nil
 	}
 	if p.hasHung() {
@@ -121,15 +141,15 @@ func (p *provider) provide(ctx context.Context, image string) (map[string]Auth, 
 	}
 	// One run for all who want the same image. It goes on when the first of
 	// them has gone: its end is bounded, and the next one uses the answer.
-	result := p.running.DoChan(image, func() (any, error) {
-		if auth, ok := p.recall(image); ok {
+	result := p.running.DoChan(image+scope, func() (any, error) {
+		if auth, ok := p.recall(image, scope); ok {
 			return auth, nil
 		}
-		answer, err := p.run(context.WithoutCancel(ctx), image)
+		answer, err := p.run(context.WithoutCancel(ctx), image, token)
 		if err != nil {
 			return nil, err
 		}
-		return answer.Auth, p.keep(image, answer)
+		return answer.Auth, p.keep(image, scope, answer)
 	})
 	select {
 	case r := <-result:
@@ -148,22 +168,31 @@ func (p *provider) hasHung() bool {
 	return time.Since(p.hung) < hangs
 }
 
+// scopeOf keeps apart what was answered with a token, and is not the token.
+func scopeOf(token string) string {
+	if token == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(token))
+	return "\x00" + string(sum[:])
+}
+
 // recall finds an answer about the image, its registry or all images.
-func (p *provider) recall(image string) (map[string]Auth, bool) {
+func (p *provider) recall(image, scope string) (map[string]Auth, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, key := range []string{image, registryOf(image), globalKey} {
-		k, ok := p.cache[key]
+		k, ok := p.cache[key+scope]
 		if ok && time.Now().Before(k.until) {
 			return k.auth, true
 		}
-		delete(p.cache, key)
+		delete(p.cache, key+scope)
 	}
 	return nil, false
 }
 
 // keep remembers an answer for as long, and for as many images, as it says.
-func (p *provider) keep(image string, answer *response) error {
+func (p *provider) keep(image, scope string, answer *response) error {
 	var key string
 	switch answer.CacheKeyType {
 	case byImage:
@@ -175,6 +204,7 @@ func (p *provider) keep(image string, answer *response) error {
 	default:
 		return errors.New("its answer has no valid cacheKeyType")
 	}
+	key += scope
 	lasts := p.lasts
 	if answer.CacheDuration != nil {
 		lasts = time.Duration(*answer.CacheDuration)

@@ -104,7 +104,7 @@ func (p plugin) load(t testing.TB, edit func(*kubeletv1.CredentialProvider)) *Pl
 // lookup wants the one answer.
 func lookup(t testing.TB, all *Plugins, image string) Answer {
 	t.Helper()
-	answers := all.Lookup(t.Context(), image)
+	answers := all.Lookup(t.Context(), image, nil)
 	if len(answers) != 1 {
 		t.Fatalf("%s: %d answers", image, len(answers))
 	}
@@ -276,7 +276,7 @@ func TestGivesUp(t *testing.T) {
 	ctx := t.Context()
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	if a := all.Lookup(short, "a.example.com/x")[0]; a.Err == nil {
+	if a := all.Lookup(short, "a.example.com/x", nil)[0]; a.Err == nil {
 		t.Error("no error")
 	}
 	if a := lookup(t, all, "a.example.com/x"); a.Err != nil || p.runs(t) != 1 {
@@ -284,28 +284,81 @@ func TestGivesUp(t *testing.T) {
 	}
 }
 
-// TestTokens: providers that require tokens are not run, those that can do
-// without are.
+// TestTokens: providers get the caller's token for their audience. Without one those that
+// require it are not run, and those are that can do without; nor are those run that require
+// what is not known here.
 func TestTokens(t *testing.T) {
-	for _, required := range []bool{true, false} {
-		p := newPlugin(t, "cat answer")
-		p.prints(t, answerText(t, pluginv1.ImagePluginCacheKeyType, nil, someAuth))
-		all := p.load(t, func(c *kubeletv1.CredentialProvider) {
-			c.TokenAttributes = &kubeletv1.ServiceAccountTokenAttributes{
-				ServiceAccountTokenAudience: "a", CacheType: kubeletv1.ServiceAccountServiceAccountTokenCacheType, RequireServiceAccount: &required,
+	tokens := map[string]string{"a": "hunter22-token", "b": "another"}
+	annotated := []string{"example.com/id"}
+	for name, c := range map[string]struct {
+		required    bool
+		annotations []string
+		tokens      map[string]string
+		sent        string
+		err         string
+		unusable    int
+	}{
+		"required":                      {true, nil, tokens, "hunter22-token", "", 0},
+		"optional":                      {false, nil, tokens, "hunter22-token", "", 0},
+		"required, none":                {true, nil, nil, "", "a service account's token for the audience \"a\"", 0},
+		"required, for others":          {true, nil, map[string]string{"b": "another", "": "x"}, "", "tokenRequests", 0},
+		"optional, none":                {false, nil, nil, "", "", 0},
+		"required, annotations":         {true, annotated, tokens, "", "requiredServiceAccountAnnotationKeys", 1},
+		"optional, without annotations": {false, annotated, tokens, "", "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlugin(t, "cat answer")
+			p.prints(t, answerText(t, pluginv1.GlobalPluginCacheKeyType, nil, someAuth))
+			all := p.load(t, func(cp *kubeletv1.CredentialProvider) {
+				cp.TokenAttributes = &kubeletv1.ServiceAccountTokenAttributes{
+					ServiceAccountTokenAudience: "a", CacheType: kubeletv1.ServiceAccountServiceAccountTokenCacheType,
+					RequireServiceAccount: &c.required, RequiredServiceAccountAnnotationKeys: c.annotations,
+				}
+			})
+			if n := len(all.Unusable()); n != c.unusable {
+				t.Errorf("unusable: %v", all.Unusable())
+			}
+			if want := c.annotations == nil; all.Wants("a") != want || all.Wants("b") || all.Wants("") {
+				t.Errorf("wants tokens for a: %v, b: %v", all.Wants("a"), all.Wants("b"))
+			}
+			a := all.Lookup(t.Context(), "a.example.com/x", c.tokens)[0]
+			if c.err != "" {
+				if a.Err == nil || !strings.Contains(a.Err.Error(), c.err) || strings.Contains(a.Err.Error(), "hunter22") || p.runs(t) != 0 {
+					t.Errorf("%v, %d runs", a.Err, p.runs(t))
+				}
+				return
+			}
+			var asked pluginv1.CredentialProviderRequest
+			text, err := os.ReadFile(p.dir + "/request")
+			if err != nil || json.Unmarshal(text, &asked) != nil || asked.ServiceAccountToken != c.sent || asked.ServiceAccountAnnotations != nil || a.Err != nil {
+				t.Errorf("asked %s, %v, %v", text, err, a.Err)
 			}
 		})
-		a := lookup(t, all, "a.example.com/x")
-		if (a.Err != nil) != required || (p.runs(t) == 0) != required || (len(all.Unusable()) == 1) != required {
-			t.Errorf("required %v: %+v, %d runs, unusable: %v", required, a, p.runs(t), all.Unusable())
-		}
-		if required && (!strings.Contains(a.Err.Error(), "service account token") || !strings.Contains(all.Unusable()[0].Error(), "test-provider")) {
-			t.Errorf("%v, %v", a.Err, all.Unusable())
-		}
 	}
 	var none *Plugins
-	if none.Lookup(t.Context(), "a") != nil || none.Unusable() != nil {
+	if none.Lookup(t.Context(), "a", tokens) != nil || none.Unusable() != nil || none.Wants("a") {
 		t.Error("no plugins say something")
+	}
+}
+
+// TestTokensApart: what was answered to one token is not given to another, nor without
+// one, whatever the answer says that it is for.
+func TestTokensApart(t *testing.T) {
+	p := newPlugin(t, "cat answer")
+	p.prints(t, answerText(t, pluginv1.GlobalPluginCacheKeyType, nil, someAuth))
+	optional := false
+	all := p.load(t, func(cp *kubeletv1.CredentialProvider) {
+		cp.TokenAttributes = &kubeletv1.ServiceAccountTokenAttributes{
+			ServiceAccountTokenAudience: "a", CacheType: kubeletv1.ServiceAccountServiceAccountTokenCacheType, RequireServiceAccount: &optional,
+		}
+	})
+	for i, token := range []string{"one", "two", "", "one", "two", ""} {
+		if a := all.Lookup(t.Context(), "a.example.com/x", map[string]string{"a": token})[0]; a.Err != nil {
+			t.Fatal(a.Err)
+		}
+		if n := p.runs(t); n != min(i+1, 3) {
+			t.Errorf("%d runs after %d lookups", n, i+1)
+		}
 	}
 }
 
@@ -345,7 +398,7 @@ func TestKeptIsBounded(t *testing.T) {
 	p := &provider{lasts: time.Hour, cache: make(map[string]kept)}
 	for i := range maxKept + 10 {
 		lasts := duration(time.Hour + time.Duration(i)*time.Second)
-		if err := p.keep("a/"+strconv.Itoa(i), &response{CacheKeyType: byImage, CacheDuration: &lasts}); err != nil {
+		if err := p.keep("a/"+strconv.Itoa(i), "", &response{CacheKeyType: byImage, CacheDuration: &lasts}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -39,9 +39,9 @@ func (l *limited) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// run runs the plugin once. No error holds what it wrote.
-func (p *provider) run(ctx context.Context, image string) (*response, error) {
-	question, err := json.Marshal(request{typeMeta{"CredentialProviderRequest", p.apiVersion}, image})
+// run runs the plugin once, with a token or "". No error holds what it wrote.
+func (p *provider) run(ctx context.Context, image, token string) (*response, error) {
+	question, err := json.Marshal(request{typeMeta{"CredentialProviderRequest", p.apiVersion}, image, token})
 	if err != nil {
 		return nil, err
 	}

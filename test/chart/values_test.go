@@ -69,6 +69,7 @@ func TestBadValues(t *testing.T) {
 		"a class with a misspelt field":    `storageClasses: [{name: a, reclaimpolicy: Retain}]`,
 		"a registry with a path":           `registries: {plainHTTP: ["r.example/x"]}`,
 		"plugins without a directory":      `node: {credentialProviders: {config: /etc/p.yaml}}`,
+		"an audience that is all":          `node: {credentialProviders: {tokenAudiences: [""]}}`,
 		"a limit that is no size":          `node: {imageLimit: much}`,
 		"mirrors of no registry":           `registries: {hosts: {"a/b": x}}`,
 		"a timeout without a unit":         `controller: {provisioner: {timeout: 60}}`,
