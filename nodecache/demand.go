@@ -26,20 +26,28 @@ const (
 	// they will read.
 	patientTime = 2 * time.Second
 	// A stream that has brought nothing for silentTime, or without an answer for
-	// unansweredTime, is not waited for: what it has claimed is for others to bring.
+	// unansweredTime, is not waited for, by sequential readers not after patientTime. On
+	// a slow line that is no longer than its turn takes; so what it has claimed is for
+	// others to bring only after patientTime.
 	silentTime, unansweredTime = 500 * time.Millisecond, time.Second
 	// sequentialRun is after how many chunks in a row a reader is taken for a
 	// sequential one, and sequentialGap how far ahead of the last read it may go on,
 	// because several reads are made at once.
 	sequentialRun, sequentialGap = 4, 12
+	// longRun is after how many chunks a reader's requests make nobody wait: all that
+	// streams bring is what it will read.
+	longRun = 16
+	// maxAheadOfReader is how far ahead of a sequential reader streams go, in chunks: 64
+	// MiB. With a small span it is less, two jobs of each stream.
+	maxAheadOfReader = 256
 	// A sequential reader takes over what a stream has claimed if that takes too long
 	// and is cutRest chunks and more. What it needs of less the stream brings again,
 	// which is cheaper than another connection.
 	cutRest = 32
-	// While a request of a reader's is under way, and for quietTime after, because the
-	// next one may come, streams ask for nothing that would make it more than quietJobs
-	// requests, and for no more than quietSpan chunks, 1 MiB, which that will come
-	// after. quietLimit bounds how long a stream waits.
+	// While a request of another reader's is under way, and for quietTime after, because
+	// the next one may come, streams ask for nothing that would make it more than
+	// quietJobs requests, and for no more than quietSpan chunks, 1 MiB, which that will
+	// come after. quietLimit bounds how long a stream waits.
 	quietJobs, quietSpan  = 3, 4
 	quietTime, quietLimit = 100 * time.Millisecond, time.Second
 	// demandPause bounds the time between requests of readers that fail.
@@ -49,7 +57,8 @@ const (
 // demand is what readers of a transfer want. GUARDED_BY(transfer.mu)
 type demand struct {
 	active   int                        // jobs under way
-	last     time.Time                  // when one began or ended
+	hasty    int                        // of them those of readers with less than longRun
+	last     time.Time                  // when one of these began or ended
 	failed   int                        // jobs that failed, ever
 	inRow    int                        // jobs that failed since one did not
 	err      error                      // of the last that failed
@@ -63,16 +72,27 @@ type demand struct {
 // many in a row.
 type readerAt struct{ end, run int }
 
+// count counts a job that begins or ends.
+func (d *demand) count(j *job, n int) {
+	if j.demand {
+		d.active += n
+	}
+	if j.hasty {
+		d.hasty += n
+		d.last = time.Now()
+	}
+}
+
 // busy is for how long to expect another request, at least; 0 or less: none.
 func (d *demand) busy() time.Duration {
-	if d.active > 0 {
+	if d.hasty > 0 {
 		return quietLimit
 	}
 	return time.Until(d.last.Add(quietTime))
 }
 
-// follows notes a read of chunks, and tells whether its reader is a sequential one.
-func (d *demand) follows(first, end int) bool {
+// follows notes a read of chunks, and tells how many its reader has read in a row.
+func (d *demand) follows(first, end int) (run int) {
 	p := readerAt{end, end - first}
 	at := len(d.places) - 1
 	for i, have := range d.places {
@@ -84,7 +104,7 @@ func (d *demand) follows(first, end int) bool {
 	}
 	copy(d.places[1:at+1], d.places[:at])
 	d.places[0] = p
-	return p.run >= sequentialRun
+	return p.run
 }
 
 // spanAt is how many chunks to bring for a reader that begins at chunk c.
@@ -121,10 +141,7 @@ func (t *transfer) ensure(ctx context.Context, off, n int64) error {
 	first, last := int(off/chunkSize), int((off+n-1)/chunkSize)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	near := nearbyTime
-	if t.reads.follows(first, last+1) {
-		near = patientTime
-	}
+	run := t.reads.follows(first, last+1)
 	t.trace.touch(first, last)
 	failed := t.reads.failed
 	var deadline time.Time
@@ -157,7 +174,7 @@ func (t *transfer) ensure(ctx context.Context, off, n int64) error {
 			t.checkNow(c)
 			continue
 		}
-		if d := t.demandChunk(c, last, near, now); d > 0 { //nolint:contextcheck // a request outlives its reader
+		if d := t.demandChunk(c, last, run, now); d > 0 { //nolint:contextcheck // a request outlives its reader
 			wait = min(wait, d)
 		}
 		t.await(ctx, wait)
@@ -187,11 +204,15 @@ func (t *transfer) checkNow(c int) {
 	t.check(c, bounce.aligned)
 }
 
-// demandChunk makes sure that chunk c, which is not there, is brought soon: by a stream
-// that needs no more than near for it, or by a request of its own. It returns
-// how long to wait before asking again, if nothing changes; 0: however long. t.mu is
-// held.
-func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) time.Duration {
+// demandChunk makes sure that chunk c, which is not there, is brought soon for a reader
+// who has read run chunks in a row: by a stream, if that is near, or by a request of its
+// own. It returns how long to wait before asking again, if nothing changes; 0: however
+// long. t.mu is held.
+func (t *transfer) demandChunk(c, last, run int, now time.Time) time.Duration {
+	near := nearbyTime
+	if run >= sequentialRun {
+		near = patientTime
+	}
 	switch t.states[c] {
 	case chunkStoring:
 		return 0
@@ -200,14 +221,17 @@ func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) t
 		if j == nil || j.demand || j.whole {
 			return 0
 		}
-		wait := j.began.Add(unansweredTime).Sub(now)
+		silent, limit := now.Sub(j.began), unansweredTime
 		if moved := j.moved.Load(); moved != 0 {
-			wait = time.Unix(0, moved).Add(silentTime).Sub(now)
+			silent, limit = now.Sub(time.Unix(0, moved)), silentTime
 		}
-		if wait > 0 && j.timeTo(c, now) <= near {
-			return wait
+		if run >= sequentialRun {
+			limit = patientTime
 		}
-		if wait <= 0 || near == patientTime && j.hi-c >= cutRest {
+		if silent < limit && j.timeTo(c, now) <= near {
+			return limit - silent
+		}
+		if silent >= patientTime || run >= sequentialRun && j.hi-c >= cutRest {
 			t.cut(j, c)
 		}
 	case chunkMissing, chunkRecorded, chunkPresent:
@@ -223,12 +247,11 @@ func (t *transfer) demandChunk(c, last int, near time.Duration, now time.Time) t
 	if t.states[c] == chunkMissing {
 		end = max(end, c+t.reads.spanAt(c))
 	}
-	j := &job{pos: c, hi: c + 1, demand: true}
+	j := &job{pos: c, hi: c + 1, demand: true, hasty: run < longRun}
 	for j.hi < min(end, len(t.states)) && t.states[j.hi] == t.states[c] && j.hi-c < maxDemandSpan {
 		j.hi++
 	}
 	t.reads.note(c, j.hi)
-	t.reads.last = now
 	t.take(j)
 	reg := t.sources[0]
 	t.demands.Add(1)

@@ -113,7 +113,7 @@ func (t *transfer) next() *job {
 			continue
 		}
 		j := &job{pos: c, hi: c + 1}
-		for len(t.first) > 0 && t.first[0] == j.hi && t.states[j.hi] == chunkMissing && j.hi-j.pos < maxSpan {
+		for len(t.first) > 0 && t.first[0] == j.hi && t.states[j.hi] == chunkMissing && j.hi-j.pos < t.span {
 			t.first = t.first[1:]
 			j.hi++
 		}
@@ -140,7 +140,7 @@ func (t *transfer) ahead() int {
 		if p.run < sequentialRun {
 			continue
 		}
-		for c := p.end; c < min(p.end+2*maxStreams*t.span, len(t.states)); c++ {
+		for c := p.end; c < min(p.end+min(2*maxStreams*t.span, maxAheadOfReader), len(t.states)); c++ {
 			if t.states[c] == chunkMissing {
 				return c
 			}
@@ -201,9 +201,7 @@ func (t *transfer) take(j *job) {
 	j.began, j.first = time.Now(), j.pos
 	j.answered = j.began
 	t.jobs = append(t.jobs, j)
-	if j.demand {
-		t.reads.active++
-	}
+	t.reads.count(j, 1)
 }
 
 // giveBack ends a job: what it did not bring is missing again.
@@ -226,10 +224,7 @@ func (t *transfer) giveBack(j *job, reg *registryClient, err error) {
 		t.trouble, t.failedBy = err, reg.source
 		t.rotate(reg)
 	}
-	if j.demand {
-		t.reads.active--
-		t.reads.last = time.Now()
-	}
+	t.reads.count(j, -1)
 	t.adapt(j)
 	t.wake()
 }

@@ -129,6 +129,7 @@ type job struct {
 	pos, hi int       // chunks
 	began   time.Time // when it was taken
 	demand  bool      // a reader's
+	hasty   bool      // of a reader who has not read much in a row
 	whole   bool      // all of the blob, from its start, without a range
 	// answered is when its last answer began, and first was pos then; at first both
 	// are those of when it was taken.
