@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -83,9 +85,8 @@ func (c *Client) tell() {
 //
 // Errors: that the connection is lost again.
 func (c *Client) putAgain(ctx context.Context, s *session) error {
-	defer context.AfterFunc(ctx, s.close)()
 	c.op.Lock()
-	err := c.bringUp(s)
+	err := c.bringUp(ctx, s)
 	c.op.Unlock()
 	if err == nil {
 		c.tell()
@@ -93,16 +94,13 @@ func (c *Client) putAgain(ctx context.Context, s *session) error {
 	return err
 }
 
-func (c *Client) bringUp(s *session) error {
+func (c *Client) bringUp(ctx context.Context, s *session) error {
 	c.mu.Lock()
-	var keys []string
-	for key := range c.pending {
-		keys = append(keys, key)
-	}
+	keys := slices.Collect(maps.Keys(c.pending))
 	anew := c.anew
 	c.mu.Unlock()
 	if anew {
-		if err := c.dropOthers(s); err != nil {
+		if err := c.dropOthers(ctx, s); err != nil {
 			return err
 		}
 	}
@@ -113,9 +111,9 @@ func (c *Client) bringUp(s *session) error {
 		c.mu.Unlock()
 		var err error
 		if wanted {
-			err = put(s, it)
+			err = put(ctx, s, it)
 		} else {
-			err = s.do(&message{kind: kindDelete, key: key})
+			err = s.do(ctx, &message{kind: kindDelete, key: key})
 		}
 		if errors.Is(err, errGone) {
 			return err
@@ -140,9 +138,9 @@ func (c *Client) bringUp(s *session) error {
 }
 
 // dropOthers deletes what the holder has and the client does not want.
-func (c *Client) dropOthers(s *session) error {
+func (c *Client) dropOthers(ctx context.Context, s *session) error {
 	for key := ""; ; {
-		r, err := s.ask(&message{kind: kindNext, key: key}, kindItem)
+		r, err := s.ask(ctx, &message{kind: kindNext, key: key}, kindItem)
 		if err != nil {
 			return err
 		}
@@ -160,7 +158,7 @@ func (c *Client) dropOthers(s *session) error {
 		if wanted {
 			continue
 		}
-		if err := s.do(&message{kind: kindDelete, key: key}); err != nil {
+		if err := s.do(ctx, &message{kind: kindDelete, key: key}); err != nil {
 			return err
 		}
 	}

@@ -71,7 +71,7 @@ func Dial(ctx context.Context, path, name string) (*Client, error) {
 	}
 	c := newClient(path, name)
 	c.session = s
-	c.run()
+	c.run() //nolint:contextcheck // the client outlives ctx
 	return c, nil
 }
 
@@ -122,7 +122,7 @@ func (c *Client) Items() ([]Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	items, err := s.items()
+	items, err := s.items(context.Background())
 	if err != nil {
 		return nil, lost(err)
 	}
@@ -163,7 +163,7 @@ func (c *Client) Put(key string, meta []byte, files ...*os.File) error {
 		return err
 	}
 	if err == nil {
-		err = put(s, it)
+		err = put(context.Background(), s, it)
 	}
 	pending := isLost(err)
 	if err != nil && !pending {
@@ -192,7 +192,7 @@ func (c *Client) Delete(keys ...string) error {
 			return err
 		}
 		if err == nil {
-			err = s.do(&message{kind: kindDelete, key: key})
+			err = s.do(context.Background(), &message{kind: kindDelete, key: key})
 		}
 		pending := isLost(err)
 		if err != nil && !pending {
@@ -268,9 +268,9 @@ func lost(err error) error {
 	return err
 }
 
-func put(s *session, it Item) error {
+func put(ctx context.Context, s *session, it Item) error {
 	m := &message{kind: kindPut, key: it.Key, meta: it.Meta, files: uint16(len(it.Files))} //nolint:gosec // MaxFiles bounds it
-	return withDescriptors(it.Files, nil, func(fds []int) error { return s.do(m, fds...) })
+	return withDescriptors(it.Files, nil, func(fds []int) error { return s.do(ctx, m, fds...) })
 }
 
 const (

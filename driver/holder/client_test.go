@@ -331,3 +331,61 @@ func TestAttach(t *testing.T) {
 		t.Errorf("kept: %s", got)
 	}
 }
+
+// BenchmarkPut replaces an item of a mount's size.
+func BenchmarkPut(b *testing.B) {
+	c, file := benchmarked(b)
+	for b.Loop() {
+		if err := c.Put("key", make([]byte, 1024), file, file); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkTakeOver claims a name with 500 descriptors of 250 items, and takes them.
+func BenchmarkTakeOver(b *testing.B) {
+	c, file := benchmarked(b)
+	for i := range 250 {
+		if err := c.Put(fmt.Sprint(i), make([]byte, 1024), file, file); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		_ = c.Close()
+		var err error
+		if c, err = Dial(b.Context(), c.path, "engine"); err != nil {
+			b.Fatal(err)
+		}
+		list, err := c.Items()
+		if err != nil || len(list) != 250 {
+			b.Fatal(len(list), err)
+		}
+		for _, it := range list {
+			it.close()
+		}
+	}
+	_ = c.Close()
+}
+
+func benchmarked(b *testing.B) (*Client, *os.File) {
+	b.Helper()
+	path := filepath.Join(b.TempDir(), "s")
+	done := make(chan struct{})
+	ctx, cancel := context.WithCancel(b.Context())
+	go func() {
+		defer close(done)
+		_ = Serve(ctx, path, func(string, ...any) {})
+	}()
+	c, err := Dial(ctx, path, "engine")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = c.Close(); cancel(); <-done })
+	fd, err := unix.MemfdCreate("kept", unix.MFD_CLOEXEC)
+	if err != nil {
+		b.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fd), "kept")
+	b.Cleanup(func() { _ = file.Close() })
+	return c, file
+}

@@ -52,7 +52,7 @@ func hello(t *testing.T, path, name string) *raw {
 
 func (r *raw) ask(m *message, fds ...int) message {
 	r.t.Helper()
-	must(r.t, r.packets.send(m, 20*time.Second, fds...))
+	must(r.t, r.send(m, 20*time.Second, fds...))
 	return r.answer()
 }
 
@@ -305,14 +305,13 @@ func TestIdleClients(t *testing.T) {
 	start(t, path)
 	first := dial(t, path, "engine")
 	for i := range 3 * maxPeers {
-		var r *raw
 		switch i % 3 {
 		case 0:
-			r = connectRaw(t, path)
+			connectRaw(t, path)
 		case 1:
-			r = hello(t, path, "")
+			hello(t, path, "")
 		case 2:
-			r = hello(t, path, "")
+			r := hello(t, path, "")
 			if m := r.ask(&message{kind: kindClaim, name: "engine"}); m.kind != kindBusy {
 				t.Fatalf("claim: %+v", m)
 			}

@@ -54,7 +54,7 @@ func newKept() (*kept, error) {
 			limit.Cur = limit.Max
 		}
 	}
-	most := int(min(limit.Cur, 1<<30)) - reserved //nolint:gosec // bounded in the line itself
+	most := int(min(limit.Cur, 1<<30)) - reserved
 	return &kept{maxDescriptors: max(most, 0), names: make(map[string]*entry)}, nil
 }
 

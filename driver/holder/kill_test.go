@@ -80,7 +80,7 @@ func runClient(path string) error {
 	if err := c.Put("file", binary.LittleEndian.AppendUint32(nil, life+1), file); err != nil {
 		return err
 	}
-	fmt.Printf("life %d reads %s\n", life, b)
+	fmt.Fprintf(os.Stdout, "life %d reads %s\n", life, b)
 	_, err = io.Copy(io.Discard, os.Stdin)
 	return err
 }
@@ -209,6 +209,11 @@ func TestStoppedHolder(t *testing.T) {
 	cmd, _ := startProcess(t, holderEnv+"="+path)
 	c := dial(t, path, "engine")
 	must(t, cmd.Process.Signal(unix.SIGSTOP))
+	eventually(t, "stopped", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+		must(t, err)
+		return strings.Contains(string(stat), ") T ")
+	})
 	began := time.Now()
 	must(t, c.Put("first", []byte("1"), memfd(t, "x")))
 	if took := time.Since(began); took > 2*requestTimeout {

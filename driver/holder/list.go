@@ -31,10 +31,7 @@ func List(ctx context.Context, path string) ([]Listing, error) {
 	defer s.close()
 	var names []Listing
 	for at := (&message{}); ; {
-		r, err := s.ask(&message{kind: kindList, name: at.name, key: at.key}, kindEntry)
-		if err == nil {
-			err = ctx.Err()
-		}
+		r, err := s.ask(ctx, &message{kind: kindList, name: at.name, key: at.key}, kindEntry)
 		if err != nil || r.kind == kindEnd {
 			return names, err
 		}

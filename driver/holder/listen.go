@@ -20,7 +20,7 @@ func lock(path string) (unlock func(), err error) {
 	if err == nil {
 		var lockErr error
 		err = raw.Control(func(fd uintptr) {
-			lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor is an int
+			lockErr = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB)
 		})
 		if errors.Is(lockErr, unix.EWOULDBLOCK) {
 			lockErr = fmt.Errorf("%w: %s", ErrInUse, path)

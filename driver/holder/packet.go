@@ -108,7 +108,7 @@ func withDescriptors(files []*os.File, fds []int, fn func([]int) error) error {
 	}
 	var fnErr error
 	err = raw.Control(func(fd uintptr) {
-		fnErr = withDescriptors(files[1:], append(fds, int(fd)), fn) //nolint:gosec // a descriptor is an int
+		fnErr = withDescriptors(files[1:], append(fds, int(fd)), fn)
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", os.ErrClosed, err)

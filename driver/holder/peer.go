@@ -34,7 +34,7 @@ type peer struct {
 }
 
 // processID is the client's, 0: unseen.
-func (p *peer) processID() uint32 { return uint32(max(p.pid, 0)) } //nolint:gosec // not negative
+func (p *peer) processID() uint32 { return uint32(max(p.pid, 0)) }
 
 // serve answers until the client goes. A panic ends this connection alone: what the
 // holder keeps for all others is worth more than to know of it at once.

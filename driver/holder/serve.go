@@ -48,15 +48,17 @@ func serve(ctx context.Context, path string, log func(format string, args ...any
 	}
 	s := &server{kept: k, log: log, peers: make(map[*peer]struct{})}
 	log("Listening on %s, for at most %d descriptors", path, k.maxDescriptors)
-	stopped := context.AfterFunc(ctx, func() {
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() {
 		_ = os.Remove(path) // first, so that a client that reconnects sees at once that nobody is there
 		_ = l.Close()
+		close(closed)
 	})
-	defer stopped()
 	ready()
-	err = s.accept(ctx, l)
+	s.accept(ctx, l)
+	<-closed // the lock goes after the socket, which else could be a successor's
 	s.end()
-	return err
+	return nil
 }
 
 type server struct {
@@ -69,8 +71,8 @@ type server struct {
 	serial uint64             // GUARDED_BY(mu); of the youngest peer
 }
 
-// accept serves connections until the listener is closed.
-func (s *server) accept(ctx context.Context, l *net.UnixListener) error {
+// accept serves connections until ctx ends, which closes the listener.
+func (s *server) accept(ctx context.Context, l *net.UnixListener) {
 	for {
 		conn, err := l.AcceptUnix()
 		switch {
@@ -78,7 +80,7 @@ func (s *server) accept(ctx context.Context, l *net.UnixListener) error {
 			if err == nil {
 				_ = conn.Close()
 			}
-			return nil
+			return
 		case err != nil:
 			// Out of descriptors or memory, or a client that went: others may come.
 			s.log("Accepting a client: %v", err)
@@ -167,7 +169,7 @@ func credentials(conn *net.UnixConn) (pid int32, err error) {
 	}
 	var cred *unix.Ucred
 	ctlErr := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor is an int
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err = errors.Join(ctlErr, err); err != nil {
 		return 0, err

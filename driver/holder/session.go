@@ -149,15 +149,15 @@ func (s *session) requestFrom(ctx context.Context, m *message, busy func(pid uin
 }
 
 // do makes a request whose answer is kindOK, within requestTimeout.
-func (s *session) do(m *message, fds ...int) error {
-	r, err := s.ask(m, kindOK, fds...)
+func (s *session) do(ctx context.Context, m *message, fds ...int) error {
+	r, err := s.ask(ctx, m, kindOK, fds...)
 	closeAll(r.fds)
 	return err
 }
 
 // ask makes a request whose answer is of a kind, or kindEnd, within requestTimeout.
-func (s *session) ask(m *message, want kind, fds ...int) (reply, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+func (s *session) ask(ctx context.Context, m *message, want kind, fds ...int) (reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	r, err := s.request(ctx, m, fds...)
 	if err == nil && r.kind != want && (r.kind != kindEnd || want == kindOK) {
@@ -186,9 +186,9 @@ func (s *session) claim(ctx context.Context, name string) error {
 }
 
 // items asks for all that is kept under the claimed name.
-func (s *session) items() (items []Item, err error) {
+func (s *session) items(ctx context.Context) (items []Item, err error) {
 	for key := ""; ; {
-		r, err := s.ask(&message{kind: kindNext, key: key}, kindItem)
+		r, err := s.ask(ctx, &message{kind: kindNext, key: key}, kindItem)
 		if err == nil && r.kind == kindItem && r.key <= key {
 			closeAll(r.fds)
 			err = s.broken("item %q comes after %q", r.key, key)
@@ -205,7 +205,7 @@ func (s *session) items() (items []Item, err error) {
 		key = r.key
 		it := Item{Key: key, Meta: r.meta}
 		for i, fd := range r.fds {
-			it.Files = append(it.Files, os.NewFile(uintptr(fd), fmt.Sprintf("%s/%d", key, i))) //nolint:gosec // a descriptor is not negative
+			it.Files = append(it.Files, os.NewFile(uintptr(fd), fmt.Sprintf("%s/%d", key, i)))
 		}
 		items = append(items, it)
 	}

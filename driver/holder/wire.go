@@ -245,7 +245,7 @@ func (c *coder) u32(v *uint32) {
 }
 
 func (c *coder) str(v *string, shortest, longest int) {
-	n := uint16(min(len(*v), 1<<16-1)) //nolint:gosec // bounded in the line itself
+	n := uint16(min(len(*v), 1<<16-1))
 	c.u16(&n)
 	if c.err == nil && (int(n) < shortest || int(n) > longest) {
 		c.fail(fmt.Sprintf("%d bytes of text, want %d to %d", n, shortest, longest))
@@ -261,7 +261,7 @@ func (c *coder) str(v *string, shortest, longest int) {
 }
 
 func (c *coder) bytes(v *[]byte, longest int) {
-	n := uint32(min(len(*v), 1<<31)) //nolint:gosec // bounded in the line itself
+	n := uint32(min(len(*v), 1<<31))
 	c.u32(&n)
 	if c.err == nil && int64(n) > int64(longest) {
 		c.fail(fmt.Sprintf("%d bytes, want at most %d", n, longest))
