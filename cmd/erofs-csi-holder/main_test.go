@@ -12,10 +12,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofs-csi/erofs-csi/driver/holder"
@@ -249,6 +252,129 @@ func TestFUSEConnection(t *testing.T) {
 	var st unix.Stat_t
 	if err := unix.Stat(mountpoint, &st); !errors.Is(err, unix.ENOTCONN) { // it would hang if anybody had it
 		t.Errorf("the mount after the end of the holder: %v", err)
+	}
+}
+
+// slow is a file system of one file, whose flushes, one for each close, wait until they
+// may go on.
+type slow struct {
+	fs.Inode
+	armed  atomic.Bool
+	goOn   chan struct{}
+	waited chan struct{}
+}
+
+func (s *slow) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	return nil, 0, fs.OK
+}
+
+func (s *slow) Flush(context.Context, fs.FileHandle) syscall.Errno {
+	if s.armed.Load() {
+		s.waited <- struct{}{}
+		<-s.goOn
+	}
+	return fs.OK
+}
+
+// TestSlowClose: a descriptor whose close hangs holds up neither its client nor others,
+// nor the end.
+func TestSlowClose(t *testing.T) {
+	images.Need(t, "root", os.Geteuid() == 0)
+	_, err := os.Stat("/dev/fuse")
+	images.Need(t, "/dev/fuse", err == nil)
+
+	dir := t.TempDir()
+	mountpoint := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := &slow{goOn: make(chan struct{}), waited: make(chan struct{}, 1)}
+	root := &fs.Inode{}
+	server, err := fs.Mount(mountpoint, root, &fs.Options{
+		MountOptions: fuse.MountOptions{DirectMountStrict: true},
+		OnAdd: func(ctx context.Context) {
+			root.AddChild("file", root.NewPersistentInode(ctx, file, fs.StableAttr{Mode: unix.S_IFREG}), false)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	socket := filepath.Join(dir, "s")
+	cmd, stderr := start(t, build(t), socket)
+	c, other := dial(t, socket, "engine"), dial(t, socket, "other")
+	f, err := os.Open(filepath.Join(mountpoint, "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Put("slow", nil, f); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file.armed.Store(true)
+	began := time.Now()
+	if err := c.Delete("slow"); err != nil {
+		t.Error(err)
+	}
+	<-file.waited
+	if err := errors.Join(c.Put("a", nil), other.Put("b", nil)); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 4*time.Second || c.Status().Losses != 0 {
+		t.Errorf("it took %s: %+v", took, c.Status())
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	close(file.goOn) // the kernel ends no process in the middle of a close
+	if err := cmd.Wait(); err != nil || !strings.Contains(stderr.String(), "Closing 1 descriptors takes more than 1s") {
+		t.Errorf("end: %v, log %s", err, stderr)
+	}
+}
+
+// TestMountCopy: a mount that nobody has mounted any more is kept, and mounted again.
+func TestMountCopy(t *testing.T) {
+	images.Need(t, "root", os.Geteuid() == 0)
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "s")
+	startBy(t, build(t), socket, withoutCapabilities)
+	mountpoint := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(mountpoint, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(mountpoint, unix.MNT_DETACH) })
+	if err := unix.Mount("tmpfs", mountpoint, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(mountpoint, "f"), []byte("still there"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, mountpoint, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := os.NewFile(uintptr(fd), "tree")
+	c := dial(t, socket, "engine")
+	if err := errors.Join(c.Put("mount", nil, tree), unix.Unmount(mountpoint, 0), tree.Close(), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	list, err := dial(t, socket, "engine").Items()
+	if err != nil || len(list) != 1 || len(list[0].Files) != 1 {
+		t.Fatalf("kept: %v, %v", list, err)
+	}
+	defer func() { _ = list[0].Files[0].Close() }()
+	if err := unix.MoveMount(int(list[0].Files[0].Fd()), "", unix.AT_FDCWD, mountpoint, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(mountpoint, "f")); err != nil || string(text) != "still there" {
+		t.Errorf("read %q, %v", text, err)
 	}
 }
 

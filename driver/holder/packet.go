@@ -43,7 +43,7 @@ func (p *packets) receive(m *message) ([]int, error) {
 	case flags&unix.MSG_TRUNC != 0:
 		return fds, fmt.Errorf("%w: message longer than %d bytes", ErrProtocol, maxMessage)
 	case flags&unix.MSG_CTRUNC != 0 || len(fds) > MaxFiles:
-		return fds, fmt.Errorf("%w: descriptors were lost: more than %d, or more than this process may have open", ErrLimit, MaxFiles)
+		return fds, fmt.Errorf("%w: descriptors were lost: they are more than %d, or than this process may have open, or a security module refuses them", ErrLimit, MaxFiles)
 	case carries(m.kind) && len(fds) != int(m.files), !carries(m.kind) && len(fds) > 0:
 		return fds, fmt.Errorf("%w: %d descriptors came with message %d, %d were announced", ErrProtocol, len(fds), m.kind, m.files)
 	}

@@ -60,7 +60,7 @@ func (p *peer) serve() {
 				continue
 			}
 		}
-		closeAll(fds)
+		p.server.letGo(fds)
 		if !errors.Is(err, ErrProtocol) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrLimit) && !errors.Is(err, ErrRefused) {
 			return // the connection's
 		}
@@ -101,10 +101,10 @@ func (p *peer) answer(m *message, fds []int) error {
 		if err != nil {
 			return err
 		}
-		closeAll(old)
+		p.server.letGo(old)
 		p.acknowledge(m)
 	case kindDelete:
-		closeAll(k.drop(p.name, m.key))
+		p.server.letGo(k.drop(p.name, m.key))
 		p.acknowledge(m)
 	case kindNext:
 		key, it := k.next(p.name, m.key)
@@ -177,7 +177,7 @@ func (p *peer) waitFor(freed <-chan struct{}) error {
 	go func() {
 		var m message
 		fds, err := p.receive(&m)
-		closeAll(fds)
+		p.server.letGo(fds)
 		if err == nil {
 			err = net.ErrClosed // it speaks out of turn
 		}

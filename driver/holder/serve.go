@@ -15,8 +15,8 @@ import (
 // maxPeers bounds the connections. One more ends the oldest that has no name.
 const maxPeers = 64
 
-// endTimeout bounds the wait for descriptors to be closed at the end.
-const endTimeout = time.Second
+// closeTimeout bounds the wait for descriptors to be closed.
+const closeTimeout = time.Second
 
 // ErrInUse says that another holder listens on a socket.
 var ErrInUse = errors.New("holder: another one serves this socket")
@@ -138,6 +138,24 @@ func (s *server) forget(p *peer) {
 	s.mu.Unlock()
 }
 
+// letGo closes descriptors. Their file systems may have that wait, and mounts of which
+// they are the last end: it goes on in the background then, and so does the client.
+func (s *server) letGo(fds []int) {
+	if len(fds) == 0 {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
+		closeAll(fds)
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closeTimeout):
+		s.log("Closing %d descriptors takes more than %s: it is not waited for", len(fds), closeTimeout)
+	}
+}
+
 // end lets go of everything.
 func (s *server) end() {
 	s.mu.Lock()
@@ -147,17 +165,8 @@ func (s *server) end() {
 	s.mu.Unlock()
 	fds, items := s.kept.takeAll()
 	s.log("Ending: %d descriptors of %d items are let go", len(fds), items)
-	// A close may wait for a file system. The end of the process does not wait for ours.
-	closed := make(chan struct{})
-	go func() {
-		s.wg.Wait()
-		closeAll(fds)
-		close(closed)
-	}()
-	select {
-	case <-closed:
-	case <-time.After(endTimeout):
-	}
+	s.letGo(fds)
+	s.wg.Wait() // each waits for closeTimeout at most
 }
 
 // credentials are the process at the other end, 0 if it is in a PID namespace that we
