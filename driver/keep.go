@@ -34,7 +34,7 @@ func connectHolder(ctx context.Context, socket, stateDir string) (*holder.Client
 	c, err := holder.Dial(dialCtx, socket, name)
 	if err != nil && ctx.Err() == nil {
 		log.Error(err, "No holder: mounts of the plugin before this one are rebuilt, and those of this one do not outlive it until there is one")
-		c, err = holder.Attach(socket, name)
+		c, err = holder.Attach(socket, name) //nolint:contextcheck // it outlives the call
 	}
 	if err != nil {
 		return nil, fmt.Errorf("holder %s: %w", socket, err)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	mount "k8s.io/mount-utils"
 
-	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/erofs/apart"
 )
 
 // probeTimeout bounds one look at a path. A healthy FUSE mount answers in well
@@ -79,7 +79,7 @@ func ask[T any](ctx context.Context, p *prober, name string, fn func() (T, error
 // lstat is os.Lstat, bounded.
 func (p *prober) lstat(ctx context.Context, path string) (os.FileInfo, error) {
 	return ask(ctx, p, "lstat "+path, func() (info os.FileInfo, err error) {
-		err = engine.Apart(func() (err error) {
+		err = apart.Run(func() (err error) {
 			info, err = os.Lstat(path)
 			return err
 		})
@@ -103,7 +103,7 @@ func (p *prober) exists(ctx context.Context, path string) (struct{}, error) {
 // empty reports whether the directory path has no entries.
 func (p *prober) empty(ctx context.Context, path string) (bool, error) {
 	return ask(ctx, p, "readdir "+path, func() (is bool, err error) {
-		err = engine.Apart(func() (err error) {
+		err = apart.Run(func() (err error) {
 			is, err = isEmpty(path)
 			return err
 		})

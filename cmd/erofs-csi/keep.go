@@ -67,7 +67,7 @@ func endKept(ctx context.Context, socket, name string) error {
 	if err != nil {
 		return fmt.Errorf("end the mounts that the holder %s keeps as %q: %w", socket, name, err)
 	}
-	items, err := c.Items()
+	items, err := c.Items() //nolint:contextcheck // it has a limit of its own
 	keys := make([]string, 0, len(items))
 	for _, it := range items {
 		keys = append(keys, it.Key)
@@ -76,7 +76,7 @@ func endKept(ctx context.Context, socket, name string) error {
 		}
 	}
 	if err == nil && len(keys) > 0 {
-		err = c.Delete(keys...)
+		err = c.Delete(keys...) //nolint:contextcheck // as above
 	}
 	return errors.Join(err, c.Close())
 }

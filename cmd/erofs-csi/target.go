@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/erofs/apart"
 )
 
 // unmountPatience is how long a busy directory is given at exit before it is
@@ -115,7 +115,7 @@ func takeTarget(f *mountFlags, kept, source, dir string) (*target, error) {
 // that it has from its source.
 func remountReadOnly(dir string) error {
 	var st unix.Statfs_t
-	if err := engine.Apart(func() error { return unix.Statfs(dir, &st) }); err != nil {
+	if err := apart.Run(func() error { return unix.Statfs(dir, &st) }); err != nil {
 		return err
 	}
 	// ST_NOSUID, ST_NODEV, ST_NOEXEC, ST_NOATIME, ST_NODIRATIME and

@@ -40,7 +40,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
-	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
@@ -167,10 +166,6 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	return e, nil
 }
-
-// Apart runs f, system calls that may ask a mount of an engine of this process, in a way
-// that a SIGKILL meanwhile ends the process: see fusefs.Apart for what f may do.
-func Apart(f func() error) error { return fusefs.Apart(f) }
 
 // Request asks for a front.
 type Request struct {

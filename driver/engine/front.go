@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/apart"
 	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 )
 
@@ -317,7 +318,7 @@ func (e *Engine) mountTree(f *front) (err error) {
 
 // bindTree binds a directory of a mount of ours.
 func bindTree(tree, dir string) error {
-	err := fusefs.Apart(func() error { return unix.Mount(tree, dir, "", unix.MS_BIND, "") })
+	err := apart.Run(func() error { return unix.Mount(tree, dir, "", unix.MS_BIND, "") })
 	if err != nil {
 		return fmt.Errorf("bind the tree at %s: %w", dir, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -21,6 +22,8 @@ type Holder interface {
 	Items() ([]holder.Item, error)
 	Put(key string, meta []byte, files ...*os.File) error
 	Delete(keys ...string) error
+	// Open opens a file below a directory, in the holder, with O_PATH or O_RDONLY.
+	Open(dir *os.File, path string, flags int) (fd int, err error)
 }
 
 // keptVersion is that of what is put into the holder. An engine resumes what engines of
@@ -174,4 +177,20 @@ func closeAll(files []*os.File) {
 // notKept logs that a mount would not outlive the process.
 func notKept(ctx context.Context, err error, what string, keysAndValues ...any) {
 	klog.FromContext(ctx).Error(err, what+" does not outlive this process", keysAndValues...)
+}
+
+// openElsewhere has the files of a domain's content mount opened by the holder, nil if it
+// does not keep the mount.
+func (e *Engine) openElsewhere(d *domain) fusefs.Elsewhere {
+	if d.kept == nil {
+		return nil
+	}
+	dir := d.kept.mounts[0]
+	return func(path string, flags int) (int, error) {
+		fd, err := e.cfg.Holder.Open(dir, strings.TrimPrefix(path, "/"), flags)
+		if errors.Is(err, holder.ErrLost) {
+			return 0, fmt.Errorf("%w: %w", fusefs.ErrNotThere, err)
+		}
+		return fd, err
+	}
 }

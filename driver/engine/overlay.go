@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/erofs-csi/erofs-csi/erofs/apart"
 	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 )
 
@@ -43,7 +44,7 @@ func (e *Engine) mountOverlay(ctx context.Context, f *front) (err error) {
 	}
 	opts := "lowerdir=" + lower + "::" + escapeLayer(f.domain.mount.Dir()) + ",metacopy=on,redirect_dir=follow"
 	// It asks the content mount: for STATFS.
-	err = fusefs.Apart(func() error { return unix.Mount(fusefs.Source, f.dir, "overlay", unix.MS_RDONLY, opts) })
+	err = apart.Run(func() error { return unix.Mount(fusefs.Source, f.dir, "overlay", unix.MS_RDONLY, opts) })
 	if err != nil {
 		return fmt.Errorf("mount overlayfs with a data-only layer (Linux 6.5 or newer): %w", err)
 	}

@@ -47,6 +47,7 @@ func (e *Engine) passthroughOf(ctx context.Context, d *domain) (*passthrough, er
 		return nil, err
 	}
 	p := &passthrough{fs: fusefs.NewPassthrough()}
+	p.fs.OpenElsewhere(e.openElsewhere(d))
 	ledgers, err := e.ledgers("opens")
 	if err == nil && ledgers != nil {
 		err = p.fs.Keep(ledgers[0])

@@ -188,6 +188,7 @@ func (e *Engine) resumePassthrough(ctx context.Context, h heldItem) (err error) 
 		}
 	}()
 	p := &passthrough{fs: fusefs.NewPassthrough()}
+	p.fs.OpenElsewhere(e.openElsewhere(r.domain))
 	if err := p.fs.Recall(ledger); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,7 +100,7 @@ func (v *verifier) read(dir string, files map[string][]byte, flags int) {
 				v.reads.Add(1)
 				switch {
 				case err != nil:
-					v.fail(fmt.Errorf("%s: %w", name, err))
+					v.fail(fmt.Errorf("%s at %s: %w", name, time.Now().Format("04:05.000000"), err))
 				case !bytes.Equal(got, want):
 					v.fail(fmt.Errorf("%s: %d bytes, want %d, or other ones", name, len(got), len(want)))
 				}
@@ -181,10 +182,12 @@ func TestResume(t *testing.T) {
 			v.read(dirs[i], which, 0)
 			v.read(dirs[i], which, unix.O_DIRECT)
 		}
+		var logs []string
 		const kills = 5
 		for range kills {
 			time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
 			ch.kill(t)
+			logs = append(logs, ch.stderr.String())
 			ch = startChild(t, c)
 			for _, f := range ch.Fronts {
 				if f.Err != "" || !f.Resumed || f.Kind != front {
@@ -199,6 +202,9 @@ func TestResume(t *testing.T) {
 			if i < 10 {
 				t.Error(err)
 			}
+		}
+		if len(v.errors) > 0 {
+			t.Log(strings.Join(logs, "\n--- killed\n"), ch.stderr)
 		}
 		t.Logf("%d reads, %d failed, the longest took %v", v.reads.Load(), len(v.errors), time.Duration(v.stall.Load()))
 		// A front of the resumed engine shares with those of before.

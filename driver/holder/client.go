@@ -31,6 +31,8 @@ type Client struct {
 	end        context.CancelFunc
 	done       chan struct{} // closed when nothing of the client runs
 
+	opener opener
+
 	// LOCK ORDER: op, mu.
 	op sync.Mutex // held during a change of items, here and at the holder
 
@@ -217,6 +219,7 @@ func (c *Client) Close() error {
 	}
 	c.end()
 	<-c.done
+	c.opener.close()
 	return nil
 }
 

@@ -50,7 +50,9 @@ func (p *packets) receive(m *message) ([]int, error) {
 	return fds, nil
 }
 
-func carries(k kind) bool { return k == kindPut || k == kindItem }
+func carries(k kind) bool {
+	return k == kindPut || k == kindItem || k == kindOpen || k == kindOpened
+}
 
 // send writes one message with descriptors. It waits for the other end to read, until
 // the timeout.

@@ -85,6 +85,8 @@ func (p *peer) answer(m *message, fds []int) error {
 		e := k.list(m.name, m.key)
 		e.id = m.id
 		return p.send(e, answerTimeout)
+	case m.kind == kindOpen:
+		return p.becomeOpener(m, fds)
 	case m.kind == kindClaim:
 		return p.claim(m)
 	case p.name == "":

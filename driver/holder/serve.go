@@ -66,6 +66,8 @@ type server struct {
 	log  func(format string, args ...any)
 	wg   sync.WaitGroup
 
+	openers openerSet
+
 	mu     sync.Mutex
 	peers  map[*peer]struct{} // GUARDED_BY(mu)
 	serial uint64             // GUARDED_BY(mu); of the youngest peer
@@ -163,6 +165,7 @@ func (s *server) end() {
 		_ = p.conn.Close()
 	}
 	s.mu.Unlock()
+	s.openers.end()
 	fds, items := s.kept.takeAll()
 	s.log("Ending: %d descriptors of %d items are let go", len(fds), items)
 	s.letGo(fds)

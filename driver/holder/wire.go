@@ -42,6 +42,7 @@ const (
 	kindDelete kind = 4 // key, which need not be there; kindOK
 	kindNext   kind = 5 // key; kindItem, the first after that key, or kindEnd
 	kindList   kind = 6 // name, key; kindEntry, the first after these, or kindEnd
+	kindOpen   kind = 7 // path, reads, with a directory; kindOpened or kindErrno
 
 	kindOK    kind = 64
 	kindBusy  kind = 65 // pid: who has the name, 0 if the holder can't see it
@@ -49,6 +50,9 @@ const (
 	kindEntry kind = 67 // name, claimed, pid, key, files, size; a name itself comes with key ""
 	kindEnd   kind = 68
 	kindError kind = 69 // code, text
+
+	kindOpened kind = 70 // with the descriptor
+	kindErrno  kind = 71 // errno
 )
 
 // code says why a request was refused.
@@ -120,6 +124,9 @@ type message struct {
 	pid, size       uint32
 	code            code
 	text            string
+	path            string
+	reads           uint16 // 1: O_RDONLY, 0: O_PATH
+	errno           uint32
 }
 
 // fields passes the message's fields through c, to write or to read them.
@@ -158,6 +165,14 @@ func (m *message) fields(c *coder) error {
 	case kindError:
 		c.u16((*uint16)(&m.code))
 		c.str(&m.text, 0, maxText)
+	case kindOpen:
+		c.str(&m.path, 1, MaxName)
+		c.u16(&m.reads)
+		c.u16(&m.files)
+	case kindOpened:
+		c.u16(&m.files)
+	case kindErrno:
+		c.u32(&m.errno)
 	case kindOK, kindEnd:
 	default:
 		return errUnknown

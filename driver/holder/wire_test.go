@@ -26,6 +26,9 @@ var messages = []struct {
 	{message{kind: kindItem, id: 9, key: "k", meta: []byte{0}, files: 1}, "4200 0000 09000000 0100 6b 01000000 00 0100"},
 	{message{kind: kindEntry, id: 10, name: "n", claimed: 1, pid: 7, key: "k", files: 3, size: 4}, "4300 0000 0a000000 0100 6e 0100 07000000 0100 6b 0300 04000000"},
 	{message{kind: kindEnd, id: 11}, "4400 0000 0b000000"},
+	{message{kind: kindOpen, id: 13, path: "a/b", reads: 1, files: 1}, "0700 0000 0d000000 0300 612f62 0100 0100"},
+	{message{kind: kindOpened, id: 13, files: 1}, "4600 0000 0d000000 0100"},
+	{message{kind: kindErrno, id: 13, errno: 2}, "4700 0000 0d000000 02000000"},
 	{message{kind: kindError, id: 12, code: codeLimit, text: "full"}, "4500 0000 0c000000 0300 0400 66756c6c"},
 }
 

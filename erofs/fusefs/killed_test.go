@@ -12,6 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"github.com/erofs-csi/erofs-csi/erofs/apart"
 	"github.com/erofs-csi/erofs-csi/erofs/share"
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
@@ -40,10 +41,10 @@ const apartEnv = "EROFS_CSI_FUSEFS_APART"
 // waits for it gets an error.
 func TestKilledWhileItOpensItsOwnContent(t *testing.T) { killWhileItAsks(t, false) }
 
-// The same for a system call that Apart makes.
+// The same for a system call that apart.Run makes.
 func TestKilledWhileApart(t *testing.T) { killWhileItAsks(t, true) }
 
-func killWhileItAsks(t *testing.T, apart bool) {
+func killWhileItAsks(t *testing.T, itself bool) {
 	t.Helper()
 	if tree := os.Getenv(childEnv); tree != "" {
 		serveStuck(t, tree)
@@ -61,7 +62,7 @@ func killWhileItAsks(t *testing.T, apart bool) {
 	}
 	child := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
 	child.Env = append(os.Environ(), childEnv+"="+tree)
-	if apart {
+	if itself {
 		child.Env = append(child.Env, apartEnv+"=1")
 	}
 	child.Dir, child.Stderr = dir, os.Stderr
@@ -89,7 +90,7 @@ func killWhileItAsks(t *testing.T, apart bool) {
 	}
 	opened := make(chan error, 1)
 	go func() {
-		if apart {
+		if itself {
 			opened <- unix.Statfs(filepath.Join(dir, "content"), new(unix.Statfs_t))
 			return
 		}
@@ -131,7 +132,7 @@ func serveStuck(t *testing.T, tree string) {
 	}
 	if os.Getenv(apartEnv) != "" {
 		go func() {
-			_ = Apart(func() error { return unix.Statfs(content.Dir(), new(unix.Statfs_t)) })
+			_ = apart.Run(func() error { return unix.Statfs(content.Dir(), new(unix.Statfs_t)) })
 		}()
 		_, _ = os.Stdout.WriteString("ready\n")
 		select {}

@@ -66,6 +66,7 @@ func (p *Passthrough) start(m *Mount) error {
 	if err := p.check(); err != nil {
 		return err
 	}
+	p.device.Store(int64(m.fd))
 	o, err := startOpeners(m.fd)
 	if err == nil {
 		p.openers.Store(o)

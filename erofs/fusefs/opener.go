@@ -3,10 +3,13 @@ package fusefs
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/erofs/apart"
 )
 
 // backingOpen is FUSE_DEV_IOC_BACKING_OPEN, _IOW(229, 1, struct fuse_backing_map).
@@ -18,8 +21,8 @@ const openerThreads = 2
 // openers open the files of a content mount that this very process serves, and
 // register them as backings.
 //
-// Their threads wait for the process' own server, and so have descriptors of their own,
-// as in Apart: none of /dev/fuse but that of the superblock that they register for.
+// Their threads wait for the process' own server, and so have descriptors of their own:
+// none of /dev/fuse but that of the superblock that they register for. See package apart.
 type openers struct {
 	requests chan openRequest
 	running  sync.WaitGroup
@@ -42,7 +45,16 @@ func startOpeners(device int) (*openers, error) {
 	o := &openers{requests: make(chan openRequest)}
 	started := make(chan error, openerThreads)
 	for range openerThreads {
-		o.running.Go(func() { onOtherThread(func() { o.serve(device, started) }) })
+		o.running.Go(func() {
+			err := apart.Run(func() error {
+				started <- nil
+				o.serve(device)
+				return nil
+			}, device)
+			if err != nil {
+				started <- err
+			}
+		})
 	}
 	for range openerThreads {
 		if err := <-started; err != nil {
@@ -67,26 +79,35 @@ func (o *openers) register(path string) (int32, error) {
 	return res.id, res.err
 }
 
-func (o *openers) serve(device int, started chan<- error) {
-	if err := ownDescriptors(device); err != nil {
-		started <- err
-		return
-	}
-	started <- nil
-	flags := unix.O_PATH
+func (o *openers) serve(device int) {
 	for r := range o.requests {
-		id, err := registerFile(device, r.path, flags)
-		if errors.Is(err, unix.EBADF) && flags == unix.O_PATH { // before Linux 6.16
-			if id, err = registerFile(device, r.path, unix.O_RDONLY); err == nil {
-				flags = unix.O_RDONLY
-			}
-		}
+		id, err := registerFile(device, func(flags int) (int, error) {
+			return unix.Open(r.path, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		})
 		r.done <- openResult{id, err}
 	}
 }
 
-func registerFile(device int, path string, flags int) (int32, error) {
-	fd, err := unix.Open(path, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// readable says that backings must be open for reading: before Linux 6.16.
+var readable atomic.Bool
+
+// registerFile registers what open opens with flags for open(2).
+func registerFile(device int, open func(flags int) (int, error)) (int32, error) {
+	if !readable.Load() {
+		id, err := registerOpened(device, open, unix.O_PATH)
+		if !errors.Is(err, unix.EBADF) {
+			return id, err
+		}
+	}
+	id, err := registerOpened(device, open, unix.O_RDONLY)
+	if err == nil {
+		readable.Store(true)
+	}
+	return id, err
+}
+
+func registerOpened(device int, open func(flags int) (int, error), flags int) (int32, error) {
+	fd, err := open(flags)
 	if err != nil {
 		return 0, err
 	}

@@ -42,8 +42,24 @@ type Passthrough struct {
 	backings backings
 	openers  atomic.Pointer[openers] // set before a tree is shown
 
-	loaded chan struct{} // of Recall: closed by Load
+	loaded    chan struct{} // of Recall: closed by Load
+	elsewhere Elsewhere     // nil: nowhere
+	device    atomic.Int64  // the server's descriptor of /dev/fuse
 }
+
+// Elsewhere opens a file of the content mount, by its path there, in another process,
+// with flags for open(2). ErrNotThere says that this cannot be done at the moment; other
+// errors are bare errnos.
+type Elsewhere func(path string, flags int) (fd int, err error)
+
+// ErrNotThere says that there is no process to open files in.
+var ErrNotThere = errors.New("no other process opens files")
+
+// OpenElsewhere has files of the content mount opened by another process, which a mount
+// that outlives this process needs: a thread of a killed process that waits for it would
+// keep the process from ending, and whoever is to begin the next from seeing that it has.
+// It must be called before p is served.
+func (p *Passthrough) OpenElsewhere(open Elsewhere) { p.elsewhere = open }
 
 // NewPassthrough makes a file system without trees.
 func NewPassthrough() *Passthrough {
@@ -198,8 +214,15 @@ func (p *Passthrough) register(id nodeID) (int32, error) {
 		return 0, errors.New("not mounted")
 	}
 	for i, dir := range dirs {
-		backing, err := open.register(dir + path)
-		if errors.Is(err, unix.ENOENT) && i < len(dirs)-1 {
+		last := i == len(dirs)-1 // the content mount
+		backing, err := int32(0), ErrNotThere
+		if last && p.elsewhere != nil {
+			backing, err = registerFile(int(p.device.Load()), func(flags int) (int, error) { return p.elsewhere(path, flags) })
+		}
+		if errors.Is(err, ErrNotThere) {
+			backing, err = open.register(dir + path)
+		}
+		if errors.Is(err, unix.ENOENT) && !last {
 			continue
 		}
 		if errors.Is(err, unix.ENOENT) { // not of the name that was opened

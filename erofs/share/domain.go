@@ -290,6 +290,7 @@ func (d *Domain) ref(in Inode, unique uint64) {
 		in.rec.ref()
 		return
 	}
+	in.rec.loaded = false // the kernel may be about to know it, also by an answer that was counted before
 	e := d.kept.Get(in.index)
 	if !seenBy(&e).Counted(unique) {
 		in.rec.ref()

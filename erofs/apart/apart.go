@@ -1,20 +1,6 @@
-package fusefs
-
-import (
-	"fmt"
-	"os"
-	"path/filepath"
-	"runtime"
-	"strconv"
-	"sync"
-	"time"
-
-	"golang.org/x/sys/unix"
-)
-
-// Apart runs f on a thread that has none of the process' descriptors but those up to 2,
-// for system calls that may ask a mount which the process itself serves. It takes some
-// 100 µs more than f. f may use bare descriptors that it opens itself, and no os.File.
+// Package apart runs system calls on threads that have none of the process'
+// descriptors: those that may ask a FUSE mount which the process itself serves, or
+// keeps alive.
 //
 // A process that is killed while a thread of it waits for its own server is dangerous:
 // the thread waits for an answer that nobody gives, and so the process keeps its
@@ -22,9 +8,27 @@ import (
 // end, and the locks and sockets by whose end its successor knows that it is gone. When
 // the thread has no part in them, they are closed: the connection ends, or the successor
 // takes it over, and the thread gets its answer, and goes.
-func Apart(f func() error) (err error) {
+package apart
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Run runs f on a thread of its own that has, of the process' descriptors, those up to 2
+// and keep. It takes some 100 µs more than f, and returns f's error. f may use bare
+// descriptors that it opens itself, and no os.File.
+func Run(f func() error, keep ...int) (err error) {
 	onOtherThread(func() {
-		if err = ownDescriptors(none); err == nil {
+		if err = ownDescriptors(keep); err == nil {
 			err = f()
 		}
 	})
@@ -52,13 +56,10 @@ func onOtherThread(f func()) {
 	done.Wait()
 }
 
-// none is no descriptor.
-const none = -1
-
 // ownDescriptors gives the calling thread a table of descriptors of its own, with
-// those up to 2, device, and those of Go's network poller, which its scheduler may use
+// those up to 2, keep, and those of Go's network poller, which its scheduler may use
 // on any thread.
-func ownDescriptors(device int) error {
+func ownDescriptors(keep []int) error {
 	time.Sleep(time.Nanosecond) // starts the poller, if nothing has done it: not later, with descriptors that this thread has not
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("a thread's own descriptors: %w", err)
@@ -70,7 +71,7 @@ func ownDescriptors(device int) error {
 	}
 	for _, d := range list {
 		fd, err := strconv.Atoi(d.Name())
-		if err != nil || fd <= 2 || fd == device {
+		if err != nil || fd <= 2 || slices.Contains(keep, fd) {
 			continue
 		}
 		switch link, _ := os.Readlink(filepath.Join(dir, d.Name())); link {
