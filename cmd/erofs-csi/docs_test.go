@@ -42,6 +42,9 @@ type container struct {
 	} `yaml:"volumeMounts"`
 }
 
+// holderSocket is what the chart has for holder and node plugin.
+const holderSocket = "/run/erofs-csi/holder/holder.sock"
+
 type probe struct{ Exec struct{ Command []string } }
 
 // workloads decodes a manifest, and gives the pods of the driver by command.
@@ -141,6 +144,15 @@ func checkWorkload(t *testing.T, name string, w workload) {
 		if f := cmd.Flag(flag); f != nil && f.Value.String() != "" && !paths[filepath.Dir(f.Value.String())] {
 			t.Errorf("%s: the directory of --%s=%s is not mounted", name, flag, f.Value)
 		}
+	}
+	// Where the holder's pod makes it, in a directory of the state directory.
+	if f := cmd.Flag("holder"); f != nil && f.Value.String() != "" {
+		if f.Value.String() != holderSocket || !paths["/run/erofs-csi"] {
+			t.Errorf("%s: --holder=%s is not the holder's socket", name, f.Value)
+		}
+	}
+	if f := cmd.Flag("socket"); f != nil && f.Value.String() != holderSocket {
+		t.Errorf("%s: --socket=%s, the plugins look for it at %s", name, f.Value, holderSocket)
 	}
 	if f := cmd.Flag("allow-path"); f != nil {
 		for _, dir := range f.Value.(pflag.SliceValue).GetSlice() {
