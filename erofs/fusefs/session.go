@@ -76,6 +76,9 @@ func (m *Mount) meet(fs fuse.RawFileSystem, options *fuse.MountOptions) error {
 	if err != nil {
 		return err // it has closed its end
 	}
+	if err := prefault(server); err != nil {
+		return err
+	}
 	buf := make([]byte, minRead)
 	n, err := unix.Read(pair[1], buf)
 	if err != nil || n < outHeader+initOutSize {
