@@ -28,6 +28,7 @@ GOLANGCI_VERSION := v2.15.0
 GOLANGCI         := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
 FUZZTIME ?= 30s
+CHAOSFLAGS ?=
 E2E_TIMEOUT ?= 40m
 E2EFLAGS ?=
 IMAGE    ?= erofs-csi:$(VERSION)
@@ -82,6 +83,12 @@ matrix: ## Compare images of all of mkfs.erofs' options with the kernel: all tre
 bench: build ## Compare with the kernel's EROFS: speed and page cache (root; BENCHFLAGS=-h)
 	@test/prepare demo
 	@$(GO) run ./test/bench -binary $(BIN) $(BENCHFLAGS)
+
+.PHONY: chaos
+chaos: build ## Kill the plugin under readers, and worse, and count what they notice (root; CHAOSFLAGS=-h)
+	@test/prepare test
+	@$(MAKE) --no-print-directory build VERSION=$(VERSION)-other BIN=bin/other/erofs-csi
+	@$(GO) run ./test/chaos -binary $(BIN) -other bin/other/erofs-csi $(CHAOSFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (30s)
