@@ -41,7 +41,8 @@ type childConfig struct {
 
 	ImageLimit int64 // of the store of images, in bytes
 
-	Holder string // socket; the name is the state directory
+	Holder   string // socket; the name is the state directory
+	NoResend bool
 }
 
 type childMount struct {
@@ -106,7 +107,7 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	files := filestore.Config{Dir: filepath.Join(c.CacheDir, "files"), Limit: c.Store}
-	cfg := Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store}
+	cfg := Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store, noResend: c.NoResend}
 	if c.Holder != "" {
 		h, err := holder.Dial(ctx, c.Holder, c.StateDir)
 		if err != nil {

@@ -8,7 +8,8 @@ type Counts struct {
 	// Unreadable and Forged are the files of these that share with no other, because
 	// they can't be read or are not what the image says of them.
 	Unreadable, Forged int64
-	// Lost are mounts of an engine that is gone which could not be taken over.
+	// Lost are mounts of an engine that is gone which could not be taken over, or were
+	// aborted because a request was lost with it.
 	Lost int64
 	// Panics are requests that ended in a panic.
 	Panics int64
@@ -20,7 +21,7 @@ type Counts struct {
 func (e *Engine) Counts() Counts {
 	return Counts{
 		Hashed: e.hashed.Load(), Unreadable: e.unreadable.Load(), Forged: e.forged.Load(),
-		Lost: e.lost.Load(), Panics: fusefs.Panics(),
+		Lost: e.lost.Load() + fusefs.Lost(), Panics: fusefs.Panics(),
 		Reads: fusefs.CountReads(),
 	}
 }

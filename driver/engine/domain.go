@@ -76,6 +76,7 @@ func (e *Engine) newDomain(ctx context.Context, key, name string, trusted bool) 
 		log.Error(err, "An image can't supply a file; another one does", "domain", name, "file", in.Path())
 	})
 	d.fs = fusefs.New(d.share)
+	d.fs.NoResend = e.cfg.noResend
 	return d
 }
 
@@ -90,9 +91,9 @@ func (e *Engine) makeDomain(ctx context.Context, key, name string, trusted bool)
 	}
 	log := klog.FromContext(ctx).WithValues("domain", name)
 	d := e.newDomain(e.ctx, key, name, trusted) //nolint:contextcheck // it outlives the call
-	ledgers, err := e.ledgers("inodes", "nodes")
+	ledgers, err := e.ledgers("inodes", "nodes", "requests")
 	if err == nil && ledgers != nil {
-		err = d.fs.Keep(ledgers[0], ledgers[1])
+		err = d.fs.Keep(ledgers[0], ledgers[1], ledgers[2])
 	}
 	if err == nil {
 		d.mount, err = fusefs.Serve(ctx, d.fs, dir)

@@ -89,6 +89,8 @@ type Config struct {
 	// an engine that is gone left there is taken over: Mount returns its fronts. Nobody
 	// else may use the same keys. See EndResume.
 	Holder Holder
+
+	noResend bool // of tests: see fusefs.FS
 }
 
 // Engine makes and keeps fronts. It is safe for concurrent use.

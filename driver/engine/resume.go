@@ -136,10 +136,10 @@ func (e *Engine) takeMount(name string, copies []*os.File) (dir string, err erro
 }
 
 func (e *Engine) resumeDomain(ctx context.Context, h heldItem) (err error) {
-	if len(h.Files) < 4 || e.resumed.domains[h.meta.Domain] != nil {
+	if len(h.Files) < 5 || e.resumed.domains[h.meta.Domain] != nil {
 		return errItem
 	}
-	channel, ledgers, copies := h.Files[0], h.Files[1:3], h.Files[3:]
+	channel, ledgers, copies := h.Files[0], h.Files[1:4], h.Files[4:]
 	dir, err := e.takeMount("content", copies)
 	if err != nil {
 		return err
@@ -150,7 +150,7 @@ func (e *Engine) resumeDomain(ctx context.Context, h heldItem) (err error) {
 		}
 	}()
 	d := e.newDomain(e.ctx, h.meta.Domain, h.meta.Name, h.meta.Trusted) //nolint:contextcheck // it outlives the call
-	if err := d.fs.Recall(ledgers[0], ledgers[1]); err != nil {
+	if err := d.fs.Recall(ledgers[0], ledgers[1], ledgers[2]); err != nil {
 		return err
 	}
 	if d.mount, err = fusefs.Resume(d.fs, dir, channel, h.meta.Session); err != nil {

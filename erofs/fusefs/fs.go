@@ -39,6 +39,10 @@ const forever = 10 * 365 * 24 * time.Hour
 type FS struct {
 	fuse.RawFileSystem
 
+	// NoResend has requests under way kept by Keep as on kernels that can't send them
+	// again, for tests. It must be set before Keep or Recall, and for good.
+	NoResend bool
+
 	domain *share.Domain
 	server atomic.Pointer[fuse.Server]
 
@@ -46,7 +50,8 @@ type FS struct {
 	merged mergedNodes
 	cap    cacheCap
 
-	loaded chan struct{} // of Recall: closed by Load
+	keeping *requestKeeping // of Keep and Recall
+	loaded  chan struct{}   // of Recall: closed by Load
 }
 
 // New makes the file system of a domain.

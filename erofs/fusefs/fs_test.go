@@ -51,9 +51,15 @@ func join(t *testing.T, fs *FS, id string, shared bool, files map[string]file) *
 
 // joinTree builds an image of a directory and joins it to a domain, with its files'
 // fingerprints if it is to share.
-func joinTree(t *testing.T, d *share.Domain, id string, shared bool, dir string) *share.Member {
+func joinTree(t testing.TB, d *share.Domain, id string, shared bool, dir string) *share.Member {
 	t.Helper()
-	data, err := os.ReadFile(images.Build(t, images.NewestMkfs(t), nil, dir))
+	return joinImage(t, d, id, shared, images.Build(t, images.NewestMkfs(t), nil, dir))
+}
+
+// joinImage is joinTree for an image that is built.
+func joinImage(t testing.TB, d *share.Domain, id string, shared bool, path string) *share.Member {
+	t.Helper()
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

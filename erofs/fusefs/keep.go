@@ -23,10 +23,15 @@ const (
 	backingsVersion = 1
 )
 
-// Keep writes what the kernel knows of the file system to two files from now on, so that
-// another process can go on with it: see Recall. It must be called before it is served or
-// an image joins its domain. The files are the caller's to close, after the session.
-func (f *FS) Keep(inodes, nodes *os.File) error {
+// Keep writes what the kernel knows of the file system to files from now on, and what
+// requests are under way, so that another process can go on with it: see Recall. It must
+// be called before it is served or an image joins its domain. The files are the caller's
+// to close, after the session.
+func (f *FS) Keep(inodes, nodes, requests *os.File) error {
+	if err := createJournal(requests); err != nil {
+		return err
+	}
+	f.keeping = &requestKeeping{file: requests, always: f.NoResend}
 	l, err := ledger.Create(nodes, mergedLedger, mergedVersion)
 	if err != nil {
 		return err
@@ -39,7 +44,11 @@ func (f *FS) Keep(inodes, nodes *os.File) error {
 // Recall takes over the files of Keep, of another process that is gone. It must be called
 // before a session is resumed or an image joins. Then join the images, restore their
 // trees, and call Load, which requests wait for.
-func (f *FS) Recall(inodes, nodes *os.File) error {
+func (f *FS) Recall(inodes, nodes, requests *os.File) error {
+	if err := checkJournal(requests); err != nil {
+		return err
+	}
+	f.keeping = &requestKeeping{file: requests, always: f.NoResend}
 	l, err := ledger.Open(nodes, mergedLedger, mergedVersion)
 	if err != nil {
 		return err

@@ -126,7 +126,7 @@ func serveStuck(t *testing.T, tree string) {
 	}
 	fs := New(share.NewDomain("d"))
 	m := joinTree(t, fs.Domain(), "a", true, tree)
-	content, err := mountAndServe(t.Context(), stuckFS{fs}, filepath.Join(dir, "content"), contentOptions())
+	content, err := mountAndServe(t.Context(), stuckFS{fs}, filepath.Join(dir, "content"), contentOptions(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"os"
 	"strconv"
 	"time"
@@ -31,7 +32,9 @@ type Mount struct {
 	state   State
 	fd      int // of /dev/fuse; server's
 	server  *fuse.Server
-	served  chan struct{} // closed when the last request has been answered
+	keeping *requestKeeping // nil: requests under way end with the process
+	own     *journaled      // answers requests in place of server; nil: server does
+	served  chan struct{}   // closed when the last request has been answered
 }
 
 // Serve mounts fs at dir, read-only, and answers its requests until Unmount.
@@ -39,7 +42,7 @@ type Mount struct {
 // content mount holds every file of the domain, whatever its mode was. ctx bounds
 // the start alone.
 func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
-	m, err := mountAndServe(ctx, fs, dir, contentOptions())
+	m, err := mountAndServe(ctx, fs, dir, contentOptions(), fs.keeping)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +54,7 @@ func Serve(ctx context.Context, fs *FS, dir string) (*Mount, error) {
 //
 // Errors: ErrNoPassthrough, which leaves nothing mounted.
 func ServePassthrough(ctx context.Context, p *Passthrough, dir string) (*Mount, error) {
-	m, err := mountAndServe(ctx, p, dir, passthroughOptions())
+	m, err := mountAndServe(ctx, p, dir, passthroughOptions(), nil) // its kernels can send requests again
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +77,7 @@ func (p *Passthrough) start(m *Mount) error {
 	return err
 }
 
-func mountAndServe(ctx context.Context, fs fuse.RawFileSystem, dir string, options *fuse.MountOptions) (*Mount, error) {
+func mountAndServe(ctx context.Context, fs fuse.RawFileSystem, dir string, options *fuse.MountOptions, keeping *requestKeeping) (*Mount, error) {
 	channel, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded?)", err)
@@ -85,7 +88,7 @@ func mountAndServe(ctx context.Context, fs fuse.RawFileSystem, dir string, optio
 		_ = channel.Close()
 		return nil, fmt.Errorf("mount %s at %s: %w", FSType, dir, err)
 	}
-	m := &Mount{dir: dir, channel: channel, served: make(chan struct{})}
+	m := &Mount{dir: dir, channel: channel, keeping: keeping, served: make(chan struct{})}
 	if err := m.begin(fs, options); err != nil {
 		_ = channel.Close()
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
@@ -101,7 +104,12 @@ func mountAndServe(ctx context.Context, fs fuse.RawFileSystem, dir string, optio
 // serve answers requests until the session ends.
 func (m *Mount) serve() {
 	go func() {
-		m.server.Serve()
+		if m.own != nil {
+			if err := m.own.serve(); err != nil {
+				log.Printf("%s: %v", m.dir, err)
+			}
+		}
+		m.server.Serve() // after own, it finds that the session has ended
 		_ = m.channel.Close()
 		close(m.served)
 	}()

@@ -88,18 +88,34 @@ func (m *Mount) meet(fs fuse.RawFileSystem, options *fuse.MountOptions) error {
 		return fmt.Errorf("put /dev/fuse into the socket's place: %w", err)
 	}
 	m.fd, m.server, m.state.Reply = pair[0], server, bytes.Clone(buf[:n])
-	return nil
+	if m.keeping == nil || m.resends() && !m.keeping.always {
+		return nil
+	}
+	m.own, err = newJournaled(fs, options, m.fd, m.state.Init, m.keeping)
+	if err != nil {
+		m.discard()
+	}
+	return err
+}
+
+// discard ends a server without the session. It has m.fd, which nobody else may close.
+func (m *Mount) discard() {
+	if null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0); err == nil {
+		_ = unix.Dup3(null, m.fd, unix.O_CLOEXEC)
+		_ = unix.Close(null)
+	}
+	m.server.Serve() // it finds nothing to read
 }
 
 // Resume goes on with a session that Serve or Resume began in another process, which is
 // gone: channel and state are those of its Mount, and its mount is at dir. Requests that
-// it had and did not answer come again, where the kernel can send them again (Linux
-// 6.9); where it cannot, nobody answers them: see Lost.
+// it had and did not answer come again: from the kernel where it can send them again
+// (Linux 6.9), else from the file of FS.Keep. See also Lost.
 //
 // fs must be one of Recall. Its requests wait until fs.Load. The channel is taken over,
 // also after an error.
 func Resume(fs *FS, dir string, channel *os.File, state State) (*Mount, error) {
-	m, err := resume(&gated{fs, fs.loaded}, contentOptions(), dir, channel, state)
+	m, err := resume(&gated{fs, fs.loaded}, contentOptions(), fs.keeping, dir, channel, state)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +125,7 @@ func Resume(fs *FS, dir string, channel *os.File, state State) (*Mount, error) {
 
 // ResumePassthrough is Resume for a Passthrough.
 func ResumePassthrough(ctx context.Context, p *Passthrough, dir string, channel *os.File, state State) (*Mount, error) {
-	m, err := resume(&gated{p, p.loaded}, passthroughOptions(), dir, channel, state)
+	m, err := resume(&gated{p, p.loaded}, passthroughOptions(), nil, dir, channel, state)
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +135,8 @@ func ResumePassthrough(ctx context.Context, p *Passthrough, dir string, channel 
 	return m, nil
 }
 
-func resume(fs fuse.RawFileSystem, options *fuse.MountOptions, dir string, channel *os.File, state State) (_ *Mount, err error) {
-	m := &Mount{dir: dir, channel: channel, state: State{Init: state.Init}, served: make(chan struct{})}
+func resume(fs fuse.RawFileSystem, options *fuse.MountOptions, keeping *requestKeeping, dir string, channel *os.File, state State) (_ *Mount, err error) {
+	m := &Mount{dir: dir, channel: channel, state: State{Init: state.Init}, keeping: keeping, served: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			_ = channel.Close()
@@ -142,21 +158,24 @@ func resume(fs fuse.RawFileSystem, options *fuse.MountOptions, dir string, chann
 		err = fmt.Errorf("%w: flags %#x and writes of %d, then %#x and %d", ErrOtherSession, now.Flags64(), now.MaxWrite, then.Flags64(), then.MaxWrite)
 	}
 	if err != nil {
-		_ = unix.Close(m.fd)
+		m.discard()
 		return nil, err
 	}
 	if err := m.identify(); err != nil {
-		_ = unix.Close(m.fd)
+		m.discard()
 		return nil, err
 	}
 	m.state.Reply = state.Reply
-	if m.resends() {
+	if m.own == nil && m.resends() {
 		if err := m.resend(); err != nil {
-			_ = unix.Close(m.fd)
+			m.discard()
 			return nil, err
 		}
 	}
 	m.serve()
+	if m.own != nil {
+		go m.watch()
+	}
 	return m, nil
 }
 
