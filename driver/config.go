@@ -27,7 +27,7 @@ const (
 const maxSocketPath = 107
 
 // Config configures [RunNode] and [RunController]. The controller uses
-// Endpoint, Version, PlainHTTPRegistries, Registries and Kubeconfig only.
+// Endpoint, Version, PlainHTTPRegistries, Registries, Kubeconfig and StartupTaint only.
 type Config struct {
 	// Endpoint is the CSI socket, "unix:///absolute/path" or
 	// "/absolute/path"; the path has at most 107 bytes less the 16 of a
@@ -35,6 +35,9 @@ type Config struct {
 	Endpoint string
 	// NodeID names this node to the cluster; 1 to 256 bytes.
 	NodeID string
+	// MaxVolumes is how many volumes the scheduler may bring to this node at most, not
+	// counting inline ones; 0: any number. Nothing here refuses more.
+	MaxVolumes int64
 	// Version is reported by GetPluginInfo; "" is "unknown".
 	Version string
 
@@ -75,6 +78,9 @@ type Config struct {
 	// Kubeconfig is the file that says how to reach the Kubernetes API; "" is
 	// that of the cluster the process runs in, if it does.
 	Kubeconfig string
+	// StartupTaint is the key of a taint that is removed from nodes where the plugin can
+	// serve; "" is none.
+	StartupTaint string
 
 	// MetricsAddress is the TCP address, host:port, at which Prometheus may ask for
 	// /metrics without authentication; "" is none.
@@ -120,6 +126,9 @@ func (c *Config) checkNode() error {
 	if len(c.NodeID) > 256 {
 		// CSI NodeGetInfoResponse.node_id: at most 256 bytes.
 		return fmt.Errorf("node id of %d bytes: at most 256 are allowed", len(c.NodeID))
+	}
+	if c.MaxVolumes < 0 {
+		return fmt.Errorf("%d volumes at most: want 0, for no limit, or more", c.MaxVolumes)
 	}
 	if c.CacheDir == "" {
 		c.CacheDir = DefaultCacheDir

@@ -61,6 +61,10 @@ func (s *controllerService) CreateVolume(ctx context.Context, req *csi.CreateVol
 	if err != nil {
 		return nil, err
 	}
+	topology, err := accessible(o.attributes.needs(), req.GetAccessibilityRequirements())
+	if err != nil {
+		return nil, err
+	}
 	digest, err := o.digest()
 	if err != nil {
 		return nil, err
@@ -76,10 +80,11 @@ func (s *controllerService) CreateVolume(ctx context.Context, req *csi.CreateVol
 		return nil, refuse(errExists, "volume %q exists with another capacity or other parameters", req.GetName())
 	}
 	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
-		VolumeId:      made.volumeID,
-		CapacityBytes: made.capacity,
-		VolumeContext: maps.Clone(made.volumeContext),
-		ContentSource: req.GetVolumeContentSource(),
+		VolumeId:           made.volumeID,
+		CapacityBytes:      made.capacity,
+		VolumeContext:      maps.Clone(made.volumeContext),
+		ContentSource:      req.GetVolumeContentSource(),
+		AccessibleTopology: topology,
 	}}, nil
 }
 

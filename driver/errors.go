@@ -24,6 +24,8 @@ var (
 	errPrecondition   = errors.New("precondition not met")
 	errVolumeNotFound = errors.New("volume not found")
 	errRange          = errors.New("out of range")
+	errTopology       = errors.New("not on these nodes")
+	errPulling        = errors.New("image is not on the node yet")
 	errNotResponding  = errors.New("mount does not respond")
 	errPanic          = errors.New("internal error")
 )
@@ -47,6 +49,9 @@ var codeTable = []struct {
 	{errPrecondition, codes.FailedPrecondition},
 	{errVolumeNotFound, codes.NotFound},
 	{errRange, codes.OutOfRange},
+	// "Unable to provision in accessible_topology": another node may be chosen.
+	{errTopology, codes.ResourceExhausted},
+	{errPulling, codes.DeadlineExceeded},
 	{errNotResponding, codes.Unavailable},
 	{errPanic, codes.Internal},
 

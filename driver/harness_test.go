@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2/ktesting"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
 // plugin is a node plugin on a unix socket, with fakes behind it.
@@ -51,6 +53,11 @@ func (p *plugin) start(t *testing.T, inline inlinePolicy) {
 	}
 }
 
+// ableOfAll is the node of the tests.
+func ableOfAll() (engine.Abilities, error) {
+	return engine.Abilities{FUSE: true, Kernel: true, IDMapped: true}, nil
+}
+
 // startUnready does not wait for the rebuild of the volumes.
 func (p *plugin) startUnready(t *testing.T, inline inlinePolicy) *nodeServer {
 	t.Helper()
@@ -65,7 +72,7 @@ func (p *plugin) startUnready(t *testing.T, inline inlinePolicy) *nodeServer {
 	node := &nodeServer{
 		cfg:     Config{Version: "test"},
 		socket:  filepath.Join(p.dir, "csi.sock"),
-		service: &nodeService{nodeID: "node-1", inline: inline, volumes: p.manager},
+		service: &nodeService{nodeID: "node-1", inline: inline, volumes: p.manager, able: ableOfAll},
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- node.run(ctx, wait) }()

@@ -5,6 +5,9 @@ import (
 	"math"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"k8s.io/klog/v2"
+
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 )
 
 // nodeService is the CSI Node service: it checks requests and translates them
@@ -12,9 +15,11 @@ import (
 type nodeService struct {
 	csi.UnimplementedNodeServer
 
-	nodeID  string
-	inline  inlinePolicy
-	volumes *volumeManager
+	nodeID     string
+	maxVolumes int64 // 0: no limit
+	inline     inlinePolicy
+	volumes    *volumeManager
+	able       func() (engine.Abilities, error)
 }
 
 func (s *nodeService) NodeStageVolume(ctx context.Context, req *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
@@ -211,10 +216,14 @@ func (s *nodeService) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilit
 	return res, nil
 }
 
-// NodeGetInfo sets no limit of volumes and no topology: any node can pull any
-// image.
-func (s *nodeService) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
-	return &csi.NodeGetInfoResponse{NodeId: s.nodeID}, nil
+// NodeGetInfo tells what kinds of volumes the node can mount. Any node can pull any image.
+// Without FUSE it has no topology, so that provisioned volumes are not brought here.
+func (s *nodeService) NodeGetInfo(ctx context.Context, _ *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+	can, err := s.able()
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "This node can mount no volumes")
+	}
+	return &csi.NodeGetInfoResponse{NodeId: s.nodeID, MaxVolumesPerNode: s.maxVolumes, AccessibleTopology: nodeTopology(can)}, nil
 }
 
 // clamp fits a size of a (maybe absurd) image into the protocol's int64.

@@ -679,7 +679,7 @@ func TestNodeInfoAndIdentity(t *testing.T) {
 	p := newPlugin(t)
 	ctx := context.Background()
 	info, err := p.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
-	if err != nil || info.GetNodeId() != "node-1" || info.GetMaxVolumesPerNode() != 0 {
+	if err != nil || info.GetNodeId() != "node-1" || info.GetMaxVolumesPerNode() != 0 || len(info.GetAccessibleTopology().GetSegments()) != 3 {
 		t.Errorf("NodeGetInfo: %v, %v", info, err)
 	}
 	plugin, err := p.identity.GetPluginInfo(ctx, &csi.GetPluginInfoRequest{})

@@ -14,11 +14,17 @@ import (
 // exponential backoff), more slowly only when the node is overloaded.
 const pullLinger = 10 * time.Minute
 
+// answerMargin is how long before its end a call is answered, so that the answer arrives:
+// who gave it the time no longer listens afterwards. Of a call with less than ten times
+// as much it is a tenth.
+const answerMargin = 3 * time.Second
+
 // pulls lets a pull outlive the call that began it. Kubelet gives a call two
 // minutes, which a big image exceeds: the call then ends with
 // DeadlineExceeded, as it must, the pull goes on, and the next call of the
 // same volume finds it. If the pull ended with its call, each call would begin
-// anew and none would ever end.
+// anew and none would ever end. The error says how far the pull is: kubelet makes an
+// event of it.
 //
 // The pull ends early when the volume is undone (cancel). There is one a
 // volume at most, and one waiter at most: the volume's lock sees to that.
@@ -48,26 +54,47 @@ func newPulls(store imageStore) *pulls {
 	return &pulls{store: store, linger: pullLinger, running: make(map[string]*pull)}
 }
 
-// acquire is store.Acquire for a volume. When ctx ends it returns ctx's error
-// and leaves the pull to the next call.
+// acquire is store.Acquire for a volume. Shortly before ctx's deadline it returns
+// errPulling, when ctx ends sooner ctx's error, and leaves the pull to the next call.
 func (p *pulls) acquire(ctx context.Context, volumeID, ref string, opts nodecache.AcquireOptions) (image, error) {
 	q := p.join(ctx, volumeID, ref, opts)
+	late, stop := timeToAnswer(ctx)
+	defer stop()
 	select {
 	case <-q.done:
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.forget(volumeID, q)
 		return q.image, q.err
+	case <-late:
+		p.leave(volumeID, q)
+		return nil, refuse(errPulling, "the image %s is not on the node yet: %s; this goes on, and the next call finds it", ref, q.opts.Progress)
 	case <-ctx.Done():
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		q.waited = false
-		select {
-		case <-q.done:
-			p.keep(volumeID, q)
-		default:
-		}
+		p.leave(volumeID, q)
 		return nil, ctx.Err()
+	}
+}
+
+// timeToAnswer fires shortly before the deadline of ctx, never without one.
+func timeToAnswer(ctx context.Context) (late <-chan time.Time, stop func()) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return nil, func() {}
+	}
+	left := time.Until(deadline)
+	timer := time.NewTimer(left - min(answerMargin, left/10))
+	return timer.C, func() { timer.Stop() }
+}
+
+// leave leaves a pull to the next call.
+func (p *pulls) leave(volumeID string, q *pull) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q.waited = false
+	select {
+	case <-q.done:
+		p.keep(volumeID, q)
+	default:
 	}
 }
 
@@ -87,6 +114,7 @@ func (p *pulls) join(ctx context.Context, volumeID, ref string, opts nodecache.A
 		}
 		p.giveUp(volumeID, q)
 	}
+	opts.Progress = new(nodecache.Progress)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	q := &pull{ref: ref, opts: opts, cancel: cancel, done: make(chan struct{}), waited: true}
 	p.running[volumeID] = q

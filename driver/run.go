@@ -14,12 +14,16 @@ import (
 	"github.com/erofs-csi/erofs-csi/driver/claims"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/driver/metrics"
+	"github.com/erofs-csi/erofs-csi/driver/taints"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // pluginServices are the services of the plugin, which both of its processes
 // name: the specification asks what the plugin has, not the process.
-var pluginServices = []csi.PluginCapability_Service_Type{csi.PluginCapability_Service_CONTROLLER_SERVICE}
+var pluginServices = []csi.PluginCapability_Service_Type{
+	csi.PluginCapability_Service_CONTROLLER_SERVICE,
+	csi.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS,
+}
 
 // RunNode serves the Identity and Node services until ctx ends; the logger is
 // ctx's. It returns nil after an orderly end.
@@ -91,9 +95,12 @@ func RunNode(ctx context.Context, cfg Config) error {
 		return errors.Join(err, mounts.Close(ctx), store.Close())
 	}
 	server := &nodeServer{
-		cfg:     cfg,
-		socket:  socket,
-		service: &nodeService{nodeID: cfg.NodeID, inline: inline, volumes: volumes},
+		cfg:    cfg,
+		socket: socket,
+		service: &nodeService{
+			nodeID: cfg.NodeID, maxVolumes: cfg.MaxVolumes, inline: inline, volumes: volumes,
+			able: func() (engine.Abilities, error) { return engine.Able(cfg.Front) },
+		},
 	}
 	if cfg.MetricsAddress != "" {
 		samples := &sampling{store: store, volumes: volumes, readStatus: cfg.ReadStatus, prober: newProber(sampleTimeout)}
@@ -185,6 +192,13 @@ func RunController(ctx context.Context, cfg Config) error {
 		service.claims = reader
 	} else {
 		logger.V(2).Info("There is no Kubernetes API: StorageClasses have to name their images")
+	}
+	if cfg.StartupTaint != "" {
+		remover, err := taints.New(cfg.Kubeconfig, Name, topologyFUSE, cfg.StartupTaint)
+		if err != nil {
+			return fmt.Errorf("removing the startup taint: %w", err)
+		}
+		go remover.Run(ctx)
 	}
 	return serve(ctx, socket, func(server *grpc.Server) {
 		csi.RegisterIdentityServer(server, &identityService{version: cfg.Version, capabilities: pluginServices})

@@ -155,7 +155,7 @@ func TestRegistration(t *testing.T) {
 	node := &nodeServer{
 		cfg:     Config{RegistrationDir: p.path("registry"), KubeletRegistrationPath: "/var/lib/kubelet/plugins/erofs.csi.dev/csi.sock"},
 		socket:  p.path("csi.sock"),
-		service: &nodeService{nodeID: "n", volumes: p.manager},
+		service: &nodeService{nodeID: "n", volumes: p.manager, able: ableOfAll},
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- node.run(ctx, func() {}) }()
@@ -186,7 +186,7 @@ func TestOneSocketFails(t *testing.T) {
 	writeFile(t, p.path("registry"))
 	node := &nodeServer{
 		cfg: Config{RegistrationDir: p.path("registry")}, socket: p.path("csi.sock"),
-		service: &nodeService{nodeID: "n", volumes: p.manager},
+		service: &nodeService{nodeID: "n", volumes: p.manager, able: ableOfAll},
 	}
 	_, ctx := ktesting.NewTestContext(t)
 	if err := node.run(ctx, func() {}); err == nil || errors.Is(err, context.Canceled) {

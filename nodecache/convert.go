@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -27,14 +28,15 @@ type conversion struct {
 	reg   *registryClient
 	plan  plan
 	out   *growing
+	read  *atomic.Int64 // bytes of layers
 	// current is the layer in hand.
 	current digest.Digest
 }
 
 // convertLayers makes the image of p and brings it into the store. After an error
 // nothing of it is left. The result is held until release.
-func (s *Store) convertLayers(ctx context.Context, reg *registryClient, p plan) (rec record, release func(), err error) {
-	c := &conversion{store: s, reg: reg, plan: p}
+func (s *Store) convertLayers(ctx context.Context, reg *registryClient, p plan, read *atomic.Int64) (rec record, release func(), err error) {
+	c := &conversion{store: s, reg: reg, plan: p, read: read}
 	if c.out, err = s.newGrowing("conversion of " + reg.ref.String()); err != nil {
 		return record{}, nil, err
 	}
@@ -49,6 +51,7 @@ func (s *Store) convertLayers(ctx context.Context, reg *registryClient, p plan) 
 			if err := c.out.Truncate(0); err != nil {
 				return record{}, nil, err
 			}
+			read.Store(0)
 			continue // without the mirror that sent a part of the layer
 		}
 		if err != nil {
@@ -127,7 +130,7 @@ func (c *conversion) layer(ctx context.Context, b *build.Builder, l layer) (copi
 	ctx, cancel := context.WithCancel(ctx)
 	blob := c.reg.openLayer(ctx, l.desc)
 	defer blob.close()
-	plain, err := build.Decompress(blob)
+	plain, err := build.Decompress(countedReader{blob, c.read})
 	if err != nil {
 		cancel()
 		return false, c.blame(blob, l, err)
@@ -157,6 +160,18 @@ func (c *conversion) layer(ctx context.Context, b *build.Builder, l layer) (copi
 		return false, fmt.Errorf("%w: layer %s of %s is %s uncompressed, the image says %s", ErrDigestMismatch, l.desc.Digest, c.reg.ref, got, l.diffID)
 	}
 	return copied, nil
+}
+
+// countedReader counts what is read.
+type countedReader struct {
+	r io.Reader
+	n *atomic.Int64
+}
+
+func (c countedReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // blame reads the rest of a layer that makes no sense: if the bytes are not those

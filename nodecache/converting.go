@@ -3,6 +3,7 @@ package nodecache
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -14,7 +15,9 @@ const maxConversions = 2
 // converting is the one conversion of a manifest that runs, for all callers that wait
 // for it. Like a pull it is cancelled and left behind when nobody waits any more.
 type converting struct {
-	source  string // identifies registry, repository and credentials
+	source  string       // identifies registry, repository and credentials
+	size    int64        // of the layers in the registry, in bytes
+	read    atomic.Int64 // of these; from 0 again when layers are read again
 	cancel  context.CancelFunc
 	done    chan struct{}
 	err     error  // set before done is closed
@@ -24,7 +27,7 @@ type converting struct {
 
 // convert makes sure that the image of p is in the store and returns its record. The
 // image is held until release.
-func (s *Store) convert(ctx context.Context, reg *registryClient, p plan) (rec record, release func(), err error) {
+func (s *Store) convert(ctx context.Context, reg *registryClient, p plan, progress *Progress) (rec record, release func(), err error) {
 	for {
 		rec, release, ok, err := s.converted(ctx, p)
 		if ok || err != nil {
@@ -37,6 +40,7 @@ func (s *Store) convert(ctx context.Context, reg *registryClient, p plan) (rec r
 		if c == nil {
 			continue
 		}
+		progress.set(c.progress)
 		select {
 		case <-c.done:
 			// Another's failure may be due to their registry or their
@@ -99,6 +103,9 @@ func (s *Store) boardConversion(ctx context.Context, reg *registryClient, p plan
 	if c == nil {
 		fresh = true
 		c = &converting{source: reg.source, done: make(chan struct{})}
+		for _, l := range p.layers {
+			c.size += l.desc.Size
+		}
 		running, cancel := context.WithCancel(s.life)
 		c.cancel = cancel
 		s.conversions[key] = c
@@ -117,7 +124,7 @@ func (s *Store) runConversion(ctx context.Context, c *converting, reg *registryC
 	defer func() { s.counters.conversions.end(c.err) }()
 	select {
 	case s.converters <- struct{}{}:
-		_, c.release, c.err = s.convertLayers(ctx, reg, p)
+		_, c.release, c.err = s.convertLayers(ctx, reg, p, &c.read)
 		<-s.converters
 	case <-ctx.Done():
 		c.err = fmt.Errorf("convert %s: %w", reg.ref, ended(ctx))

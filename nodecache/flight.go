@@ -7,7 +7,7 @@ import (
 
 // pull makes sure that the blob of rec is in the store, downloading it from reg
 // if needed.
-func (s *Store) pull(ctx context.Context, reg *registryClient, rec record) error {
+func (s *Store) pull(ctx context.Context, reg *registryClient, rec record, progress *Progress) error {
 	for {
 		if s.blobPresent(rec.Blob, rec.Size) {
 			return nil
@@ -19,6 +19,7 @@ func (s *Store) pull(ctx context.Context, reg *registryClient, rec record) error
 		if t == nil {
 			continue
 		}
+		progress.set(t.progress)
 		tried, err := t.waitWhole(ctx)
 		s.leave(t, false)
 		// Another's failure may be due to their registry or their credentials:

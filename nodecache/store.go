@@ -259,6 +259,8 @@ type AcquireOptions struct {
 	//
 	// With the policy Never, an image of which a part is on the node is completed.
 	Lazy bool
+	// Progress, where it is set, tells how far the Acquire is while it runs.
+	Progress *Progress
 }
 
 // Acquire finds or pulls the image that ref names and keeps it open until its
@@ -347,12 +349,13 @@ func (s *Store) acquireRemote(ctx context.Context, ref reference, policy PullPol
 func (s *Store) fetch(ctx context.Context, ref reference, reg *registryClient, opts AcquireOptions) (_ *Image, err error) {
 	s.counters.pulls.begin()
 	defer func() { s.counters.pulls.end(err) }()
+	opts.Progress.set(func() string { return "its registry is asked what it is" })
 	p, err := reg.planOf(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if p.convert {
-		return s.acquireConverted(ctx, ref, reg, p)
+		return s.acquireConverted(ctx, ref, reg, p, opts.Progress)
 	}
 	rec := p.rec
 	release, err := s.hold(ctx, imageID(rec.Blob))
@@ -371,7 +374,7 @@ func (s *Store) fetch(ctx context.Context, ref reference, reg *registryClient, o
 		}
 		return img, nil
 	}
-	if err := s.pull(ctx, reg, rec); err != nil {
+	if err := s.pull(ctx, reg, rec, opts.Progress); err != nil {
 		return nil, err
 	}
 	if err := s.remember(ref, rec); err != nil {
@@ -381,8 +384,8 @@ func (s *Store) fetch(ctx context.Context, ref reference, reg *registryClient, o
 }
 
 // acquireConverted opens the image that is made of the layers of p.
-func (s *Store) acquireConverted(ctx context.Context, ref reference, reg *registryClient, p plan) (*Image, error) {
-	rec, release, err := s.convert(ctx, reg, p)
+func (s *Store) acquireConverted(ctx context.Context, ref reference, reg *registryClient, p plan, progress *Progress) (*Image, error) {
+	rec, release, err := s.convert(ctx, reg, p, progress)
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	flags := cmd.Flags()
 	addEndpoint(cmd, &cfg.Endpoint)
 	flags.StringVar(&cfg.NodeID, "node-id", "", "name of this node in the cluster, `ID` (required)")
+	flags.Int64Var(&cfg.MaxVolumes, "max-volumes", 0, "`N` volumes at most that the scheduler brings to this node, inline ones not counted; 0: no limit")
 	addCacheDir(flags, &cfg.CacheDir)
 	addStateDir(flags, &cfg.StateDir)
 	addHolder(flags, &cfg.Holder)
@@ -72,6 +73,7 @@ claims: in a pod as its service account.`,
 	addPlainHTTP(cmd.Flags(), &cfg.PlainHTTPRegistries)
 	addRegistries(cmd.Flags(), &cfg.Registries)
 	cmd.Flags().StringVar(&cfg.Kubeconfig, "kubeconfig", "", "`FILE` that says how to reach the Kubernetes API (default: in a pod its service account, elsewhere none)")
+	cmd.Flags().StringVar(&cfg.StartupTaint, "startup-taint", "", "`KEY` of a taint that nodes begin with, to be removed from those where the node plugin can serve (default: none)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkEndpoint(cfg.Endpoint); err != nil {
 			return err
@@ -108,6 +110,9 @@ func checkNodeFlags(cfg *driver.Config) error {
 	}
 	if cfg.NodeID == "" {
 		return usagef("no --node-id: pass --node-id with the name of the node")
+	}
+	if cfg.MaxVolumes < 0 {
+		return usagef("--max-volumes %d: want 0, for no limit, or more", cfg.MaxVolumes)
 	}
 	for _, dir := range []struct{ flag, path string }{{"cache-dir", cfg.CacheDir}, {"state-dir", cfg.StateDir}} {
 		if !filepath.IsAbs(dir.path) {
