@@ -43,11 +43,19 @@ func (r *run) makeImages(ctx context.Context) error {
 		if err := r.makeTree(im.dir, version); err != nil {
 			return err
 		}
-		r.refs = append(r.refs, im.ref)
-		cmd := exec.CommandContext(ctx, r.binary, "build", im.dir, im.dir+".erofs", "--push", im.ref, "--plain-http", r.registry)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("erofs-csi build --push %s: %w: %s", im.ref, err, out)
+		if err := r.push(ctx, *im); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// push builds an image and pushes it.
+func (r *run) push(ctx context.Context, im image) error {
+	r.refs = append(r.refs, im.ref)
+	cmd := exec.CommandContext(ctx, r.binary, "build", im.dir, im.dir+".erofs", "--push", im.ref, "--plain-http", r.registry)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("erofs-csi build --push %s: %w: %s", im.ref, err, out)
 	}
 	return nil
 }

@@ -23,7 +23,33 @@ const (
 type private struct {
 	host   string // as nodes name it
 	let    atomic.Int64
+	slow   atomic.Int64 // bytes of slowName's blobs that were sent
 	server *http.Server
+}
+
+const (
+	// slowName of an image has its blobs sent at slowRate, in bytes a second.
+	slowName = "slow"
+	slowRate = 128 << 10
+)
+
+// slowly sends at slowRate, and counts.
+type slowly struct {
+	http.ResponseWriter
+	sent *atomic.Int64
+}
+
+func (w slowly) Write(p []byte) (n int, err error) {
+	const piece = slowRate / 8
+	for n < len(p) && err == nil {
+		var m int
+		m, err = w.ResponseWriter.Write(p[n:min(n+piece, len(p))])
+		n += m
+		w.sent.Add(int64(m))
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+		time.Sleep(time.Second * time.Duration(m) / slowRate)
+	}
+	return n, err
 }
 
 // startPrivate listens at E2E_PRIVATE_REGISTRY, if that is set.
@@ -49,6 +75,9 @@ func (r *run) startPrivate(ctx context.Context) error {
 			}
 			p.let.Add(1)
 			req.Header.Del("Authorization")
+			if strings.Contains(req.URL.Path, "/"+slowName+"/blobs/") {
+				w = slowly{w, &p.slow}
+			}
 			proxy.ServeHTTP(w, req)
 		}),
 	}

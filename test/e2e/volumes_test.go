@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -147,11 +148,48 @@ func TestRestart(t *testing.T) {
 	r := suite
 	c := r.static(t, "restart", map[string]string{"image": r.v1.ref, "domain_id": "e2e-" + r.id}, nil)
 	p := r.running(t, r.newPod("restart", claimed(c)))
+	r.restartContainer(t, p)
+	r.wantTree(t, p.Name, "/v", r.v1.dir)
+
+	r.deletePod(t, p)
+	p = r.running(t, r.newPod("restart", claimed(c)))
+	r.wantTree(t, p.Name, "/v", r.v1.dir)
+}
+
+// TestForceDeleted: a pod that is deleted without waiting for its node leaves nothing there,
+// and its claim goes on.
+func TestForceDeleted(t *testing.T) {
+	r := suite
+	c := r.static(t, "forced", map[string]string{"image": r.v1.ref, "domain_id": "e2e-" + r.id}, nil)
+	p := r.newPod("forced", claimed(c))
+	// It would not end by itself.
+	p.Spec.Containers[0].Command = []string{"sh", "-c", "trap '' TERM; exec 3</v/version; while :; do sleep 1; done"}
+	p.Spec.TerminationGracePeriodSeconds = new(int64(3600))
+	p = r.running(t, p)
+	at := metav1.NewDeleteOptions(0)
+	if err := r.client.CoreV1().Pods(r.namespace).Delete(t.Context(), p.Name, *at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.client.CoreV1().Pods(r.namespace).Get(t.Context(), p.Name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the pod is there after it was deleted by force: %v", err)
+	}
+	again := r.running(t, r.newPod("forced-again", claimed(c)))
+	r.wantTree(t, again.Name, "/v", r.v1.dir)
+	r.wantUnmounted(t, "/pods/"+string(p.UID)+"/")
+}
+
+// restartContainer ends a pod's container and waits until the next one runs.
+func (r *run) restartContainer(t *testing.T, p *corev1.Pod) {
+	t.Helper()
+	before, err := r.client.CoreV1().Pods(r.namespace).Get(t.Context(), p.Name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	// The shell that asks for it ends with the container, which is no error.
 	_, _ = r.exec(t.Context(), r.namespace, p.Name, nil, "sh", "-c", "kill -TERM 1")
-	err := poll(t.Context(), "the container to start anew", func(ctx context.Context) (bool, error) {
+	err = poll(t.Context(), "the container to start anew", func(ctx context.Context) (bool, error) {
 		got, err := r.client.CoreV1().Pods(r.namespace).Get(ctx, p.Name, metav1.GetOptions{})
-		return err == nil && got.Status.ContainerStatuses[0].RestartCount > 0, err
+		return err == nil && got.Status.ContainerStatuses[0].RestartCount > before.Status.ContainerStatuses[0].RestartCount, err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -159,9 +197,4 @@ func TestRestart(t *testing.T) {
 	if err := r.waitReady(t.Context(), p.Name); err != nil {
 		t.Fatal(err)
 	}
-	r.wantTree(t, p.Name, "/v", r.v1.dir)
-
-	r.deletePod(t, p)
-	p = r.running(t, r.newPod("restart", claimed(c)))
-	r.wantTree(t, p.Name, "/v", r.v1.dir)
 }

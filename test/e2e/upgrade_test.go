@@ -1,0 +1,91 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestUpgrade: helm upgrade to another tag of the driver's image changes the controller at
+// once and the node plugin when its pod is deleted. Volumes go on until then, and after
+// that show the same.
+func TestUpgrade(t *testing.T) {
+	r := suite
+	tag := os.Getenv("E2E_UPGRADE_TAG")
+	if tag == "" {
+		t.Fatal("this test needs E2E_UPGRADE_TAG: see README.md, or leave it out by -skip TestUpgrade")
+	}
+	c := r.static(t, "upgrade", map[string]string{"image": r.v1.ref, "domain_id": "e2e-" + r.id}, nil)
+	p := r.running(t, r.newPod("upgrade-claim", claimed(c)))
+	q := r.running(t, r.newPod("upgrade-inline", inline(map[string]string{"image": r.v2.ref})))
+	check := func(when string, p *corev1.Pod, dir string) {
+		t.Helper()
+		if t.Failed() {
+			t.Fatalf("%s: %s", when, p.Name)
+		}
+		r.wantTree(t, p.Name, "/v", dir)
+	}
+	image := func(of *corev1.Pod) string {
+		for _, c := range of.Spec.Containers {
+			if c.Name == "erofs-csi" {
+				return c.Image
+			}
+		}
+		return ""
+	}
+	plugin := func() *corev1.Pod {
+		t.Helper()
+		p, err := r.client.CoreV1().Pods(r.release).Get(t.Context(), r.plugin, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	before := plugin()
+	if strings.HasSuffix(image(before), ":"+tag) {
+		t.Fatalf("E2E_UPGRADE_TAG=%s: that is what runs", tag)
+	}
+	upgrade := exec.CommandContext(t.Context(), env("E2E_HELM", "helm"), "upgrade", before.Labels["app.kubernetes.io/instance"],
+		env("E2E_CHART", "../../charts/erofs-csi"), "-n", r.release, "--reuse-values", "--set-string", "image.tag="+tag)
+	if out, err := upgrade.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", upgrade, err, out)
+	}
+	err := poll(t.Context(), "the new controller", func(ctx context.Context) (bool, error) {
+		d, err := r.client.AppsV1().Deployments(r.release).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=controller"})
+		if err != nil || len(d.Items) != 1 {
+			return false, err
+		}
+		s := d.Items[0].Status
+		return s.ObservedGeneration >= d.Items[0].Generation && s.UpdatedReplicas == s.Replicas && s.AvailableReplicas == s.Replicas && s.Replicas > 0, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := image(r.controller(t)); !strings.HasSuffix(got, ":"+tag) {
+		t.Errorf("the controller has the image %s", got)
+	}
+	if got := plugin(); got.UID != before.UID || image(got) != image(before) || got.Status.ContainerStatuses[0].RestartCount != before.Status.ContainerStatuses[0].RestartCount {
+		t.Errorf("the node plugin changed before its pod was deleted")
+	}
+	check("after the upgrade", p, r.v1.dir)
+	check("after the upgrade", q, r.v2.dir)
+
+	r.restartPlugin(t)
+	if got := image(plugin()); !strings.HasSuffix(got, ":"+tag) {
+		t.Errorf("the node plugin has the image %s", got)
+	}
+	class := r.class(t, "upgraded", map[string]string{"image": r.v2.ref})
+	fresh := r.claim(t, "upgraded", func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = &class })
+	check("a new volume", r.running(t, r.newPod("upgraded", claimed(fresh))), r.v2.dir)
+	check("a new pod of an old volume", r.running(t, r.newPod("upgrade-second", claimed(c))), r.v1.dir)
+	// What ran before has the old mount until its container starts anew.
+	for pod, dir := range map[*corev1.Pod]string{p: r.v1.dir, q: r.v2.dir} {
+		r.restartContainer(t, pod)
+		check("an old pod", pod, dir)
+	}
+}
