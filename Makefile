@@ -27,6 +27,9 @@ ROOT_CI   := $(if $(filter 0,$(shell id -u)),true)
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI         := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
 
+KIND_VERSION     := v0.33.0
+KIND             := .cache/bin/kind-$(KIND_VERSION)/kind
+
 FUZZTIME ?= 30s
 CHAOSFLAGS ?=
 E2E_TIMEOUT ?= 40m
@@ -118,8 +121,12 @@ e2e: build ## End-to-end tests against the cluster of KUBECONFIG (test/e2e/READM
 	@cd test/e2e && $(GO) test -count=1 -v -timeout $(E2E_TIMEOUT) $(E2EFLAGS) .
 
 .PHONY: e2e-kind
-e2e-kind: ## The same against a kind cluster (not in this tree yet)
-	@echo "make $@: is not in this tree yet; make e2e runs against any cluster (test/e2e/README.md)" >&2; exit 1
+e2e-kind: $(KIND) ## The same against a kind cluster that is made for it (docker)
+	@KIND=$(abspath $(KIND)) test/e2e/on-kind $(E2EFLAGS)
+
+.PHONY: e2e-external
+e2e-external: ## Kubernetes' external storage suite against the cluster of KUBECONFIG
+	@test/e2e/external/run
 
 .PHONY: image
 image: ## Build the container image IMAGE with docker or buildah, for PLATFORM
@@ -143,6 +150,10 @@ image-rootfs: ## Make the container image's files in the directory ROOTFS
 .PHONY: clean
 clean: ## Remove bin and .cache
 	@rm -rf bin .cache
+
+$(KIND):
+	@echo "building kind $(KIND_VERSION) (once)" >&2
+	@GOBIN=$(abspath $(@D)) GOFLAGS= $(GO) install sigs.k8s.io/kind@$(KIND_VERSION)
 
 $(GOLANGCI):
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once)" >&2

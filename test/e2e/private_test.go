@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -24,30 +25,33 @@ type private struct {
 	host   string // as nodes name it
 	let    atomic.Int64
 	slow   atomic.Int64 // bytes of slowName's blobs that were sent
+	way    sync.Mutex   // one of them is sent at a time
 	server *http.Server
 }
 
 const (
-	// slowName of an image has its blobs sent at slowRate, in bytes a second.
+	// slowName of an image has its blobs sent at slowRate, in bytes a second and for all
+	// requests together.
 	slowName = "slow"
-	slowRate = 128 << 10
+	slowRate = 256 << 10
 )
 
 // slowly sends at slowRate, and counts.
 type slowly struct {
 	http.ResponseWriter
-	sent *atomic.Int64
+	to *private
 }
 
 func (w slowly) Write(p []byte) (n int, err error) {
 	const piece = slowRate / 8
 	for n < len(p) && err == nil {
 		var m int
+		w.to.way.Lock()
 		m, err = w.ResponseWriter.Write(p[n:min(n+piece, len(p))])
-		n += m
-		w.sent.Add(int64(m))
-		_ = http.NewResponseController(w.ResponseWriter).Flush()
 		time.Sleep(time.Second * time.Duration(m) / slowRate)
+		w.to.way.Unlock()
+		n += m
+		w.to.slow.Add(int64(m))
 	}
 	return n, err
 }
@@ -76,7 +80,7 @@ func (r *run) startPrivate(ctx context.Context) error {
 			p.let.Add(1)
 			req.Header.Del("Authorization")
 			if strings.Contains(req.URL.Path, "/"+slowName+"/blobs/") {
-				w = slowly{w, &p.slow}
+				w = slowly{w, p}
 			}
 			proxy.ServeHTTP(w, req)
 		}),

@@ -20,8 +20,7 @@ func TestPullProgress(t *testing.T) {
 	if r.private == nil {
 		t.Fatal("this test needs E2E_PRIVATE_REGISTRY: see README.md, or leave it out by -skip TestPullProgress")
 	}
-	// Four requests bring it, each at slowRate.
-	const size = 4 * slowRate * 150
+	const size = 135 * slowRate
 	dir := filepath.Join(r.dir, slowName)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -39,7 +38,7 @@ func TestPullProgress(t *testing.T) {
 	began := time.Now()
 	p := r.create(t, r.newPod(slowName, source))
 	var seen string
-	told := regexp.MustCompile(`FailedMount: .*DeadlineExceeded.*/slow:v1 is not on the node yet: ([0-9]+) of 7[0-9] MiB are pulled`)
+	told := regexp.MustCompile(`FailedMount: .*DeadlineExceeded.*/slow:v1 is not on the node yet: ([0-9]+) of 34 MiB are pulled`)
 	err := poll(t.Context(), "an event that tells how much has come", func(ctx context.Context) (bool, error) {
 		var err error
 		seen, err = r.events(ctx, p.UID)
