@@ -33,13 +33,13 @@ func TestKind(t *testing.T) {
 		} `yaml:"nodeRegistration"`
 		VolumeStatsAggPeriod string `yaml:"volumeStatsAggPeriod"`
 	}
-	read := func(text, kind string) patch {
+	read := func(text, want string) patch {
 		t.Helper()
 		var p patch
 		decoder := yaml.NewDecoder(bytes.NewReader([]byte(text)))
 		decoder.KnownFields(true)
-		if err := decoder.Decode(&p); err != nil || p.Kind != kind {
-			t.Fatalf("%q: %v, want a %s", text, err, kind)
+		if err := decoder.Decode(&p); err != nil || p.Kind != want {
+			t.Fatalf("%q: %v, want a %s", text, err, want)
 		}
 		return p
 	}
