@@ -14,7 +14,7 @@ import (
 // start, by the kernel's word.
 func TestPrefault(t *testing.T) {
 	var server fuse.Server
-	if err := prefault(&server); err != errNoPool { //nolint:errorlint // it is not wrapped
+	if err := prefault(&server); err != errNoPool {
 		t.Errorf("without an allocator: %v", err)
 	}
 	buf, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)

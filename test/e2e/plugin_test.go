@@ -88,6 +88,13 @@ func (r *run) restartPlugin(t *testing.T) {
 	if err := pods.Delete(t.Context(), old, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	r.nextPlugin(t, old)
+}
+
+// nextPlugin waits for the node plugin's pod after old.
+func (r *run) nextPlugin(t *testing.T, old string) {
+	t.Helper()
+	pods := r.client.CoreV1().Pods(r.release)
 	err := poll(t.Context(), "the next node plugin", func(ctx context.Context) (bool, error) {
 		if err := r.findPlugin(ctx); err != nil || r.plugin == old {
 			return false, nil //nolint:nilerr // not yet

@@ -12,8 +12,8 @@ import (
 )
 
 // TestUpgrade: helm upgrade to another tag of the driver's image changes the controller at
-// once and the node plugin when its pod is deleted. Volumes go on until then, and after
-// that show the same.
+// once and the node plugin when its pod is deleted. No read of a volume fails meanwhile, nor
+// at the way back.
 func TestUpgrade(t *testing.T) {
 	r := suite
 	tag := os.Getenv("E2E_UPGRADE_TAG")
@@ -21,8 +21,8 @@ func TestUpgrade(t *testing.T) {
 		t.Fatal("this test needs E2E_UPGRADE_TAG: see README.md, or leave it out by -skip TestUpgrade")
 	}
 	c := r.static(t, "upgrade", map[string]string{"image": r.v1.ref, "domain_id": "e2e-" + r.id}, nil)
-	p := r.running(t, r.newPod("upgrade-claim", claimed(c)))
-	q := r.running(t, r.newPod("upgrade-inline", inline(map[string]string{"image": r.v2.ref})))
+	p := r.reader(t, "upgrade-claim", claimed(c))
+	q := r.reader(t, "upgrade-inline", inline(map[string]string{"image": r.v2.ref}))
 	check := func(when string, p *corev1.Pod, dir string) {
 		t.Helper()
 		if t.Failed() {
@@ -83,9 +83,20 @@ func TestUpgrade(t *testing.T) {
 	fresh := r.claim(t, "upgraded", func(c *corev1.PersistentVolumeClaim) { c.Spec.StorageClassName = &class })
 	check("a new volume", r.running(t, r.newPod("upgraded", claimed(fresh))), r.v2.dir)
 	check("a new pod of an old volume", r.running(t, r.newPod("upgrade-second", claimed(c))), r.v1.dir)
-	// What ran before has the old mount until its container starts anew.
 	for pod, dir := range map[*corev1.Pod]string{p: r.v1.dir, q: r.v2.dir} {
-		r.restartContainer(t, pod)
+		r.wantReads(t, "after the upgrade", pod)
 		check("an old pod", pod, dir)
+	}
+
+	rollback := exec.CommandContext(t.Context(), env("E2E_HELM", "helm"), "rollback", before.Labels["app.kubernetes.io/instance"], "-n", r.release)
+	if out, err := rollback.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", rollback, err, out)
+	}
+	r.restartPlugin(t)
+	if got := image(plugin()); got != image(before) {
+		t.Errorf("after the rollback the node plugin has the image %s", got)
+	}
+	for _, pod := range []*corev1.Pod{p, q} {
+		r.wantReads(t, "after the rollback", pod)
 	}
 }
