@@ -24,10 +24,32 @@ type mounter interface {
 // image, a single static binary, does not hold.
 type sysMounter struct{}
 
-// Bind binds, then remounts, because mount(2) ignores the flags of a new bind
+// Bind copies the mount at source, gives the copy its flags, and only then puts it at
+// target: from there it goes to other mount namespaces, kubelet's among them, with the
+// flags that it has. Flags that are changed later stay in this namespace.
+func (sysMounter) Bind(source, target string, flags mountFlags) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_NO_AUTOMOUNT)
+	if err == nil {
+		defer func() { _ = unix.Close(fd) }() // which unmounts it, if it is at no target
+		attr := flags.attributes()
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr)
+	}
+	switch {
+	case errors.Is(err, unix.ENOSYS): // before Linux 5.12
+		return bindAndRemount(source, target, flags)
+	case err != nil:
+		return fmt.Errorf("bind mount of %s with the options %s: %w", source, flags, mountError(err))
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("bind mount of %s at %s: %w", source, target, mountError(err))
+	}
+	return nil
+}
+
+// bindAndRemount binds, then remounts, because mount(2) ignores the flags of a new bind
 // mount (do_loopback in fs/namespace.c). In between the mount is as writable
 // as its source, which is a read-only file system.
-func (sysMounter) Bind(source, target string, flags mountFlags) error {
+func bindAndRemount(source, target string, flags mountFlags) error {
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind mount of %s at %s: %w", source, target, mountError(err))
 	}

@@ -75,6 +75,33 @@ func parseMountFlags(options []string) (mountFlags, error) {
 	return flags, nil
 }
 
+// attributes are the flags as mount_setattr(2) has them. Those that are not named stay
+// those of the mount, but for the one of access times, which are exclusive.
+func (f mountFlags) attributes() unix.MountAttr {
+	var a unix.MountAttr
+	for _, m := range []struct {
+		bits mountFlags
+		attr uint64
+	}{
+		{unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY},
+		{unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
+		{unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
+		{unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
+		{unix.MS_NOSYMFOLLOW, unix.MOUNT_ATTR_NOSYMFOLLOW},
+		{unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
+		{unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME},
+		{unix.MS_STRICTATIME, unix.MOUNT_ATTR_STRICTATIME},
+	} {
+		if f&m.bits != 0 {
+			a.Attr_set |= m.attr
+		}
+	}
+	if f&atimeFlags != 0 {
+		a.Attr_clr = unix.MOUNT_ATTR__ATIME
+	}
+	return a
+}
+
 // names returns the flags as mount options.
 func (f mountFlags) names() []string {
 	var names []string

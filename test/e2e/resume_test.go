@@ -10,12 +10,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// readAll reads the files of a volume for ever: by the page cache, and with O_DIRECT, which
+// readAll reads some files of a volume for ever: by the page cache, and with O_DIRECT, which
 // asks the plugin for every byte. What is not as it was at first goes to /tmp/bad, how many
 // files were read so far to /tmp/cached and /tmp/direct.
 const readAll = `
 trap 'exit 0' TERM
-cd /v && find . -type f -exec sha256sum {} + >/tmp/want && touch /tmp/bad || exit 1
+cd /v && find . -type f -size +1 | sort | head -n 30 | xargs sha256sum >/tmp/want && touch /tmp/bad || exit 1
 cached() {
 	n=0
 	while :; do
