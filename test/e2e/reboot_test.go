@@ -25,7 +25,7 @@ trap 'echo ended with $?; kill -KILL $pid' EXIT
 pods=$(echo "$*" | tr -d _- | tr ' ' '|')
 for round in 1 2 3; do
 	for dir in /proc/[0-9]*; do
-		if tr -d _- <$dir/cgroup 2>/dev/null | grep -qE "pod($pods)"; then kill -KILL ${dir#/proc/} 2>/dev/null || true; fi
+		if { tr -d _- <$dir/cgroup; } 2>/dev/null | grep -qE "pod($pods)"; then kill -KILL ${dir#/proc/} 2>/dev/null || true; fi
 	done
 	sleep 0.3
 done
@@ -54,8 +54,18 @@ func TestReboot(t *testing.T) {
 	kubelet, _ := strings.CutSuffix(arg(plugin, "kubelet-registration-path"), "/plugins/"+driver+"/csi.sock")
 	// Whoever waits for it waits by way of kubelet.
 	const detached = `setsid sh -c "$0" reboot "$@" >/reboot.log 2>&1 </dev/null &`
-	command := []string{"sh", "-c", detached, reboot, arg(plugin, "state-dir"), kubelet, string(plugin.UID)}
+	command := []string{"sh", "-c", detached, reboot, arg(plugin, "state-dir"), kubelet}
 	for _, p := range pods {
+		command = append(command, string(p.UID))
+	}
+	// The driver's pods, as what keeps descriptors for the plugin, end at once, too.
+	ours, err := r.client.CoreV1().Pods(r.release).List(t.Context(), metav1.ListOptions{
+		LabelSelector: "app.kubernetes.io/name=erofs-csi", FieldSelector: "spec.nodeName=" + r.node,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range ours.Items {
 		command = append(command, string(p.UID))
 	}
 	r.inPod(t, r.observer, command...)
