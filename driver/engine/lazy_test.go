@@ -271,3 +271,38 @@ func TestLazyTrusted(t *testing.T) {
 		t.Errorf("reason %q", r)
 	}
 }
+
+// TestLazyAfterShared: an image that was pulled lazily, shared, and left while its domain
+// goes on, is lost by the node, and comes back as a lazy one: what the kernel remembers of
+// its files is not what they were.
+func TestLazyAfterShared(t *testing.T) {
+	tree := manyFiles(t, 24)
+	image := images.Build(t, images.NewestMkfs(t), nil, tree)
+	small := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
+	eachFront(t, func(t *testing.T, front string) {
+		reg := registry.New(t, image)
+		cache := t.TempDir()
+		ch := startChild(t, childConfig{StateDir: stateDir(t), CacheDir: cache, Front: front, Mounts: []childMount{
+			{Domain: "x", Volume: "lazy", Image: reg.Ref, Incomplete: true},
+			{Domain: "x", Image: small},
+		}})
+		for _, name := range []string{"file01", "file02"} {
+			wantSameFile(t, tree, ch.mustFront(t, 0, front), name)
+		}
+		reg.GoOn()
+		ch.waitFront(t, 0, "complete and hashed", func(f childFront) bool {
+			return !strings.Contains(f.Reason, "lazy ") && !strings.Contains(f.Reason, "hashed")
+		})
+		wantSameFile(t, tree, ch.mustFront(t, 0, front), "file03")
+		ch.toggle(t, 0)
+		for _, dir := range []string{"blobs", "refs"} {
+			if err := os.RemoveAll(filepath.Join(cache, dir, "sha256")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ch.toggle(t, 0)
+		for _, name := range []string{"file01", "file02", "file03", "file04"} {
+			wantSameFile(t, tree, ch.mustFront(t, 0, front), name)
+		}
+	})
+}

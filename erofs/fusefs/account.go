@@ -137,6 +137,18 @@ func (f *FS) DropPages(m *share.Member) error {
 	return errors.Join(errs...)
 }
 
+// dropPrivateNames makes the kernel forget the names in /private that no front has looked
+// up. A file that was looked up by such a name may have become a shared inode since, which
+// the name leads to for as long as the kernel remembers it: also when the image has left and
+// comes back as a lazy one, which does not know what its files share, and so could not
+// supply that inode.
+func dropPrivateNames(s *fuse.Server) error {
+	if st := s.EntryNotify(uint64(rootID), privateDir); st != fuse.OK && st != fuse.ENOENT {
+		return syscall.Errno(st)
+	}
+	return nil
+}
+
 // Drop makes the kernel forget inodes that no image can supply any more, and
 // their pages with them. It must not be called from a request, and only for
 // inodes that no front shows: the notification waits for pages being read.
@@ -145,7 +157,10 @@ func (f *FS) Drop(orphans []share.Inode) error {
 	if s == nil {
 		return nil
 	}
-	var errs []error
+	if len(orphans) == 0 {
+		return nil
+	}
+	errs := []error{dropPrivateNames(s)}
 	for _, in := range orphans {
 		full := in.Path()
 		if full == "" {

@@ -28,7 +28,7 @@ func (f *FS) lookupInternal(dir nodeID, name string, unique uint64) (nodeID, fus
 		n := byte(dir - firstShardID)
 		return f.contentByPath("/"+string(hexDigits[n>>4])+string(hexDigits[n&15])+"/"+name, unique)
 	case dir == privateID:
-		return f.contentByPath("/private/"+name, unique)
+		return f.contentByPath("/"+privateDir+"/"+name, unique)
 	case dir == treeID:
 		return f.trees.byName(name)
 	case dir == byNodeID:
@@ -40,7 +40,7 @@ func (f *FS) lookupInternal(dir nodeID, name string, unique uint64) (nodeID, fus
 // topDir finds a directory of the root.
 func topDir(name string) nodeID {
 	switch name {
-	case "private":
+	case privateDir:
 		return privateID
 	case "tree":
 		return treeID

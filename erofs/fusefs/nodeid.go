@@ -37,6 +37,9 @@ const (
 	mergedBit  nodeID = 1 << 63
 )
 
+// privateDir is the name of the directory privateID: see share.PrivatePath.
+const privateDir = "private"
+
 func (id nodeID) kind() nodeKind {
 	switch {
 	case id&mergedBit != 0:
