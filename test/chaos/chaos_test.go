@@ -27,9 +27,10 @@ func TestChaos(t *testing.T) {
 	dir := t.TempDir()
 	binaries := buildBoth(t, dir)
 	for _, run := range [][]string{
-		{"-scenario", "kills,upgrade", "-front", "auto", "-kills", "8", "-volumes", "8", "-upgrades", "2"},
-		{"-scenario", "kills", "-front", "tree-passthrough,tree", "-kills", "5", "-volumes", "6"},
-		{"-scenario", "both", "-front", "auto", "-volumes", "6"},
+		// Not tree-passthrough: see docs/reliability.md for what may befall its plugin.
+		{"-scenario", "kills,upgrade", "-front", "overlay", "-kills", "8", "-volumes", "8", "-upgrades", "2"},
+		{"-scenario", "kills", "-front", "tree", "-kills", "5", "-volumes", "6"},
+		{"-scenario", "both", "-front", "overlay", "-volumes", "6"},
 	} {
 		args := append([]string{"-binary", binaries[0], "-other", binaries[1], "-dir", dir, "-seed", "1"}, run...)
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)

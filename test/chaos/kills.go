@@ -38,6 +38,8 @@ func (w *world) recover(ctx context.Context, res *result) error {
 // killOnce kills the plugin once, or again and again while it resumes, and waits until it
 // is ready.
 func (w *world) killOnce(ctx context.Context, res *result) error {
+	w.commands.Lock()
+	defer w.commands.Unlock()
 	if err := w.killPlugin(); err != nil {
 		return err
 	}
@@ -58,7 +60,7 @@ func (w *world) runKills(ctx context.Context, res *result, kills int, calls bool
 	if err != nil {
 		return err
 	}
-	if err := w.startReaders(2 * time.Millisecond); err != nil {
+	if err := w.startReaders(); err != nil {
 		return err
 	}
 	churned := make(chan struct{})
@@ -83,7 +85,7 @@ func (w *world) runKills(ctx context.Context, res *result, kills int, calls bool
 				res.failf("drop: %v: %s", err, out)
 			}
 		}
-		if err := errors.Join(w.stuck(stuckLimit), w.noteDevices()); err != nil {
+		if err := errors.Join(w.stuck(), w.noteDevices()); err != nil {
 			return err
 		}
 	}
@@ -148,7 +150,7 @@ func (w *world) finish(ctx context.Context, res *result, before footprint) error
 func (w *world) churn(ctx, outer context.Context, res *result, c *caller, cycles int) {
 	c.cancels = 0.2
 	for n := 0; n < cycles && ctx.Err() == nil; n++ {
-		im := w.images[c.rng.IntN(len(w.images))]
+		im := w.volumes[c.rng.IntN(len(w.volumes))].image
 		spare := c.rng.IntN(3) == 0
 		if spare {
 			im = w.spare
@@ -182,7 +184,9 @@ func (w *world) churn(ctx, outer context.Context, res *result, c *caller, cycles
 		if spare {
 			// So that it is pulled and hashed again. It may be in use elsewhere, or the plugin down.
 			_, _ = w.command(outer, "drop", "--state-dir", w.path("run/state"))
+			w.commands.RLock()
 			_, _ = w.command(outer, "cache", "rm", "--cache-dir", w.cacheDir(), "--state-dir", w.path("run/state"), im.ref)
+			w.commands.RUnlock()
 		}
 	}
 }
@@ -193,7 +197,7 @@ func (w *world) runUpgrade(ctx context.Context, res *result, other string, round
 	if err != nil {
 		return err
 	}
-	if err := w.startReaders(2 * time.Millisecond); err != nil {
+	if err := w.startReaders(); err != nil {
 		return err
 	}
 	for i := range rounds {
@@ -205,7 +209,7 @@ func (w *world) runUpgrade(ctx context.Context, res *result, other string, round
 		w.plugin.mu.Lock()
 		w.plugin.binary = []string{other, w.binary}[i%2]
 		w.plugin.mu.Unlock()
-		if err := errors.Join(w.plugin.start(), w.recover(ctx, res), w.stuck(stuckLimit)); err != nil {
+		if err := errors.Join(w.plugin.start(), w.recover(ctx, res), w.stuck()); err != nil {
 			return err
 		}
 	}

@@ -58,7 +58,7 @@ func parse(args []string) (o options, err error) {
 	flags.StringVar(&o.dir, "dir", "/var/tmp", "where to work; needs 1 GiB on a disk")
 	flags.StringVar(&o.report, "report", "", "Markdown file whose measured part is to be replaced")
 	flags.StringVar(&o.scenarios, "scenario", strings.Join(scenarioNames(), ","), "what to do, separated by commas")
-	flags.StringVar(&o.fronts, "front", "auto,tree-passthrough,tree", "fronts to do it with, separated by commas")
+	flags.StringVar(&o.fronts, "front", "auto,overlay,tree-passthrough,tree", "fronts to do it with, separated by commas")
 	flags.IntVar(&o.kills, "kills", 100, "kills in scenario kills")
 	flags.IntVar(&o.volumes, "volumes", 20, "volumes with readers")
 	flags.IntVar(&o.cycles, "cycles", 1000, "lives of volumes in scenario cycles")
@@ -182,8 +182,10 @@ func (s *stock) runScenario(ctx context.Context, o options, sc *scenario, front,
 		return nil, err
 	}
 	w.makeVolumes(o.volumes)
-	if err := sc.run(ctx, w, o, res); err != nil {
+	err = sc.run(ctx, w, o, res)
+	if err != nil {
 		res.fail(err)
+		w.abortAll()
 	}
 	w.stopReaders(res)
 	res.tally(w)
@@ -191,9 +193,9 @@ func (s *stock) runScenario(ctx context.Context, o options, sc *scenario, front,
 	if err := w.close(); err != nil {
 		res.fail(err)
 	}
-	if w.group != nil {
-		if err := w.group.remove(); err != nil {
-			res.fail(err)
+	for _, g := range []*cgroup{w.group, w.apart} {
+		if g != nil {
+			res.fail(g.remove())
 		}
 	}
 	if text, err := os.ReadFile(w.path("plugin.log")); err == nil && strings.Contains(string(text), "\npanic: ") {

@@ -104,7 +104,9 @@ func (w *world) runReadOnly(ctx context.Context, res *result) error {
 		if err := w.plugin.process().kill(); err != nil {
 			return err
 		}
-		flags := uintptr(unix.MS_REMOUNT)
+		// Of the mount, not the file system: the kernel refuses that one while a file there has no
+		// name any more.
+		flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND)
 		if i%2 == 0 {
 			flags |= unix.MS_RDONLY
 		}
@@ -133,10 +135,7 @@ func (w *world) runMemory(ctx context.Context, res *result) error {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		w.stopReaders(res)
-		res.fail(apart.remove())
-	}()
+	w.apart = apart
 	before, err := w.under(ctx)
 	if err != nil {
 		return err
@@ -177,7 +176,7 @@ func (w *world) runMemory(ctx context.Context, res *result) error {
 		start := steps()
 		for range 5 {
 			time.Sleep(time.Second)
-			if err := errors.Join(w.killOnce(ctx, res), w.stuck(stuckLimit)); err != nil {
+			if err := errors.Join(w.killOnce(ctx, res), w.stuck()); err != nil {
 				return err
 			}
 		}
@@ -219,7 +218,7 @@ func (w *world) starve(ctx context.Context, res *result) error {
 			}
 		}
 	}
-	if err := errors.Join(w.group.limit(0), w.plugin.start(), w.recover(ctx, res), w.stuck(stuckLimit)); err != nil {
+	if err := errors.Join(w.group.limit(0), w.plugin.start(), w.recover(ctx, res), w.stuck()); err != nil {
 		return err
 	}
 	if n := w.group.oomKills() - killed; n > 0 {
@@ -242,7 +241,7 @@ func (w *world) runClock(ctx context.Context, res *result) error {
 			return err
 		}
 		time.Sleep(3 * time.Second)
-		if err := errors.Join(w.killOnce(ctx, res), w.stuck(stuckLimit)); err != nil {
+		if err := errors.Join(w.killOnce(ctx, res), w.stuck()); err != nil {
 			return err
 		}
 		c, v := w.caller(), &volume{id: "again", image: w.spare, attrs: map[string]string{"image": w.spare.ref, "domain_id": "red"}, targets: []string{w.path("kubelet", "pod-again")}}

@@ -229,7 +229,7 @@ func (p *plugin) metric(ctx context.Context, name string) (float64, error) {
 // startHolder starts the holder and waits until it listens.
 func (w *world) startHolder() (err error) {
 	socket := w.path("run/holder.sock")
-	if w.holder, err = startProcess("the holder", w.path("holder.log"), w.binary, "holder", "--socket", socket); err != nil {
+	if w.holder, err = startProcess("the holder", w.path("holder.log"), w.binary+"-holder", "--socket", socket); err != nil {
 		return err
 	}
 	for start := time.Now(); time.Since(start) < readyPatience; time.Sleep(5 * time.Millisecond) {

@@ -71,8 +71,8 @@ func (w *world) verify(ctx context.Context, im *image, dir string, operations in
 		return errors.Join(fmt.Errorf("a reader of %s hangs: %s", dir, stackOf(r.pid())), r.kill())
 	}
 	if r.err != nil || r.counts.errors.Load()+r.counts.wrong.Load()+r.counts.lenient.Load() > 0 {
-		return fmt.Errorf("reader of %s: %d errors, %d wrong: %w: %s", dir,
-			r.counts.errors.Load()+r.counts.lenient.Load(), r.counts.wrong.Load(), r.err, r.words())
+		return errors.Join(r.err, fmt.Errorf("reader of %s: %d errors, %d wrong: %s", dir,
+			r.counts.errors.Load()+r.counts.lenient.Load(), r.counts.wrong.Load(), r.words()))
 	}
 	return nil
 }
@@ -108,10 +108,10 @@ func (w *world) stopReaders(res *result) {
 	w.readers = nil
 }
 
-// stuck names the readers that wait for one thing longer than a limit.
-func (w *world) stuck(limit time.Duration) error {
+// stuck names a reader that waits for one thing longer than stuckLimit.
+func (w *world) stuck() error {
 	for _, r := range w.readers {
-		if since := r.counts.since.Load(); since > 0 && monotonic()-time.Duration(since) > limit {
+		if since := r.counts.since.Load(); since > 0 && monotonic()-time.Duration(since) > stuckLimit {
 			return fmt.Errorf("a reader of %s waits for %v: %s", r.dir, monotonic()-time.Duration(since), stackOf(r.pid()))
 		}
 	}

@@ -96,7 +96,7 @@ func (w *world) under(ctx context.Context) (before footprint, err error) {
 	if before, err = w.beginMeasured(ctx); err != nil {
 		return before, err
 	}
-	return before, w.startReaders(2 * time.Millisecond)
+	return before, w.startReaders()
 }
 
 func (w *world) runHolder(ctx context.Context, res *result) error {
@@ -126,7 +126,7 @@ func (w *world) runHolder(ctx context.Context, res *result) error {
 			}
 		}
 		res.note("a new holder had all descriptors after %v", time.Since(start).Round(10*time.Millisecond))
-		if err := errors.Join(w.killOnce(ctx, res), w.stuck(stuckLimit)); err != nil {
+		if err := errors.Join(w.killOnce(ctx, res), w.stuck()); err != nil {
 			return err
 		}
 	}
@@ -160,7 +160,7 @@ func (w *world) runBoth(ctx context.Context, res *result) error {
 		}
 		time.Sleep(500 * time.Millisecond) // readers let go of what they have of the dead mounts
 		w.control.lenient.Store(0)
-		if err := errors.Join(w.stuck(stuckLimit), w.noteDevices()); err != nil {
+		if err := errors.Join(w.stuck(), w.noteDevices()); err != nil {
 			return err
 		}
 	}
@@ -180,7 +180,7 @@ func (w *world) runReboot(ctx context.Context, res *result) error {
 		if err := errors.Join(w.holder.kill(), w.plugin.process().kill(), w.unmountAll(), w.mountOwn()); err != nil {
 			return err
 		}
-		if err := errors.Join(w.startHolder(), w.joinGroup(w.holder), w.plugin.start(), w.recover(ctx, res), w.upAll(ctx), w.startReaders(2*time.Millisecond)); err != nil {
+		if err := errors.Join(w.startHolder(), w.joinGroup(w.holder), w.plugin.start(), w.recover(ctx, res), w.upAll(ctx), w.startReaders()); err != nil {
 			return err
 		}
 	}
@@ -219,7 +219,7 @@ func (w *world) runCycles(ctx context.Context, res *result, cycles int) error {
 				return err
 			}
 		}
-		if err := errors.Join(w.stuck(stuckLimit), w.noteDevices(), ctx.Err()); err != nil {
+		if err := errors.Join(w.stuck(), w.noteDevices(), ctx.Err()); err != nil {
 			return err
 		}
 	}

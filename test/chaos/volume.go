@@ -41,8 +41,9 @@ func transient(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.Aborted, codes.Canceled, codes.DeadlineExceeded, codes.ResourceExhausted:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // call repeats a call until it passes, fails for good, or the patience is over.

@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +43,11 @@ type world struct {
 	front  string
 	rng    *rand.Rand
 	group  *cgroup // of the plugin; nil: the harness' own
+	apart  *cgroup // of readers; nil: the harness' own
+
+	// commands is held while a command runs that would do a plugin's work where there is
+	// none, and by who kills it.
+	commands sync.RWMutex
 
 	holder  *process
 	plugin  *plugin
@@ -182,12 +189,26 @@ func (w *world) joinGroup(p *process) error {
 	return w.group.add(p.pid())
 }
 
+// abortAll ends all FUSE connections of the world by force, so that whoever waits for one goes on.
+func (w *world) abortAll() {
+	_ = w.noteDevices()
+	for minor := range w.devices {
+		if !othersHave(minor) {
+			_ = os.WriteFile(w.path("fusectl", minor, "abort"), []byte("1"), 0)
+		}
+	}
+}
+
 // makeVolumes says what volumes there are: n, of all images, in two domains.
 func (w *world) makeVolumes(n int) {
+	list := w.images
+	if w.front == "overlay" { // what only a tree can show is left out
+		list = slices.DeleteFunc(slices.Clone(list), func(im *image) bool { return im.name == "marked" })
+	}
 	for i := range n {
-		im := w.images[i%len(w.images)]
+		im := list[i%len(list)]
 		v := &volume{id: fmt.Sprintf("v%02d", i), image: im, attrs: map[string]string{"image": im.ref}}
-		v.attrs["domain_id"] = []string{"red", "blue"}[i/len(w.images)%2]
+		v.attrs["domain_id"] = []string{"red", "blue"}[i/len(list)%2]
 		switch {
 		case i == 7 && (w.front == "auto" || w.front == "tree-passthrough"):
 			v.attrs["userNamespaces"] = "true"
@@ -227,11 +248,14 @@ func (w *world) downAll(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// readerPause is the time between operations of a reader.
+const readerPause = 2 * time.Millisecond
+
 // startReaders starts a reader at each target.
-func (w *world) startReaders(pause time.Duration) error {
+func (w *world) startReaders() error {
 	for _, v := range w.volumes {
 		for _, target := range v.targets {
-			r, err := w.startReader(v.image, target, 0, pause)
+			r, err := w.startReader(v.image, target, 0, readerPause)
 			if err != nil {
 				return err
 			}
