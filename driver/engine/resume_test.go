@@ -171,10 +171,8 @@ func testResume(t *testing.T, kills int, noResend bool) {
 		files = append(files, treeFiles(t, tree))
 		paths = append(paths, images.Build(t, mkfs, [][]string{nil, {"-zlz4"}}[n], tree))
 	}
-	eachFront(t, func(t *testing.T, front string) {
-		if noResend && front == FrontPassthrough {
-			return // where there is this one, the kernel sends requests again
-		}
+	resumed := func(t *testing.T, front string) {
+		t.Helper()
 		c := childConfig{
 			Front: front, StateDir: stateDir(t), CacheDir: t.TempDir(), Holder: startHolder(t), Store: 1 << 20, NoResend: noResend,
 			Mounts: []childMount{{Domain: "d", Volume: "0", Image: paths[0]}, {Domain: "d", Volume: "1", Image: paths[1]}, {Domain: "e", Volume: "2", Image: paths[1]}},
@@ -230,5 +228,11 @@ func testResume(t *testing.T, kills int, noResend bool) {
 			}
 		}
 		ch.stop(t)
-	})
+	}
+	for _, front := range fronts(t) {
+		if noResend && front == FrontPassthrough {
+			continue // where there is this one, the kernel sends requests again
+		}
+		t.Run(front, func(t *testing.T) { resumed(t, front) })
+	}
 }

@@ -102,6 +102,9 @@ func openJournal(file *os.File) (j *journal, used []int32, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("map the journal: %w", err)
 	}
+	// Pages that were used once must stay: see take. Without the right to lock them they
+	// do until memory is short.
+	_, _, _ = unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(&j.data[0])), journalSize, unix.MLOCK_ONFAULT)
 	return j, used, nil
 }
 

@@ -191,7 +191,7 @@ func (s *journaled) answer(request []byte) {
 // read answers a READ without a copy of what the file system has elsewhere.
 func (s *journaled) read(in *fuse.ReadIn, buf []byte) {
 	head, buf := buf[:outHeader], buf[outHeader:]
-	result, status := s.readResult(in, buf[:min(int(in.Size), len(buf))])
+	result, status := s.readResult(in, buf[:min(in.Size, requestSize)])
 	reply := [][]byte{head}
 	if result != nil {
 		defer result.Done()

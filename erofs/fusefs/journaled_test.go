@@ -17,6 +17,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
@@ -423,4 +424,72 @@ func inFlightWhenKilled(t *testing.T, s *journalSession) map[string]chan error {
 	s.inFlight(t, len(ops))
 	s.kill(t)
 	return results
+}
+
+// readFS answers each READ by a function.
+type readFS struct {
+	fuse.RawFileSystem
+
+	read func(buf []byte) (fuse.ReadResult, fuse.Status)
+}
+
+func (f readFS) Read(_ <-chan struct{}, _ *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	return f.read(buf)
+}
+
+// lateResult has its bytes nowhere before they are asked for.
+type lateResult struct{ fuse.ReadResult }
+
+func (lateResult) Bytes(buf []byte) ([]byte, fuse.Status) { return append(buf[:0], "late"...), fuse.OK }
+func (lateResult) Done()                                  {}
+
+// A READ, which go-fuse does not serialize here, is answered whatever its handler does.
+func TestJournaledRead(t *testing.T) {
+	full := func(buf []byte) (fuse.ReadResult, fuse.Status) {
+		return fuse.ReadResultData(buf), fuse.OK
+	}
+	for name, c := range map[string]struct {
+		size   uint32
+		read   func(buf []byte) (fuse.ReadResult, fuse.Status)
+		length int
+		status fuse.Status
+	}{
+		"all":    {size: 5000, read: full, length: 5000},
+		"most":   {size: requestSize, read: full, length: requestSize},
+		"beyond": {size: 1 << 31, read: full, length: requestSize},
+		"empty": {size: 10, read: func([]byte) (fuse.ReadResult, fuse.Status) {
+			return fuse.ReadResultData(nil), fuse.OK
+		}},
+		"parts": {size: 10, length: 3, read: func([]byte) (fuse.ReadResult, fuse.Status) {
+			return &aheadResult{parts: [][]byte{{1, 2}, {3}}}, fuse.OK
+		}},
+		"late": {size: 10, length: 4, read: func([]byte) (fuse.ReadResult, fuse.Status) { return lateResult{}, fuse.OK }},
+		"error": {size: 10, status: fuse.Status(unix.ESTALE), read: func([]byte) (fuse.ReadResult, fuse.Status) {
+			return nil, fuse.Status(unix.ESTALE)
+		}},
+		"panic": {size: 10, status: fuse.EIO, read: func([]byte) (fuse.ReadResult, fuse.Status) { panic("of the test") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := os.NewFile(uintptr(pair[0]), "answers")
+			defer func() { _ = in.Close() }()
+			s := &journaled{fs: readFS{fuse.NewDefaultRawFileSystem(), c.read}, fd: pair[1]}
+			request := fuse.ReadIn{InHeader: fuse.InHeader{Opcode: readOp, Unique: 42 | uniqueResent}, Size: c.size}
+			go func() {
+				s.answer(unsafe.Slice((*byte)(unsafe.Pointer(&request)), unsafe.Sizeof(request)))
+				_ = unix.Close(pair[1])
+			}()
+			reply, err := io.ReadAll(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := fuse.OutHeader{Length: uint32(outHeader + c.length), Status: -int32(c.status), Unique: 42}
+			if len(reply) != outHeader+c.length || *replyHeader(reply) != want {
+				t.Errorf("%d bytes, %+v, want %+v", len(reply), *replyHeader(reply[:outHeader]), want)
+			}
+		})
+	}
 }
