@@ -40,8 +40,9 @@ type resumedDomain struct {
 
 // resumedFront is a front that is mounted somewhere, if only in the holder.
 type resumedFront struct {
-	meta keptMeta
-	kept *kept
+	meta   keptMeta
+	kept   *kept
+	domain *domain // that it shows the files of
 }
 
 // resume takes over what an engine that is gone left in the holder. What can't be taken
@@ -207,7 +208,7 @@ func (e *Engine) resumeFront(h heldItem) error {
 	if len(h.Files) == 0 || r == nil || e.resumed.fronts[key] != nil {
 		return errItem
 	}
-	e.resumed.fronts[key] = &resumedFront{meta: h.meta, kept: &kept{key: h.Key, mounts: h.Files}}
+	e.resumed.fronts[key] = &resumedFront{meta: h.meta, kept: &kept{key: h.Key, mounts: h.Files}, domain: r.domain}
 	e.resumed.found[key] = true
 	r.waiting[key] = struct{}{}
 	return nil
@@ -321,8 +322,15 @@ func (e *Engine) EndResume(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// errNotItsDomain says that a front shows the files of a domain that EndResume has ended,
+// because no volume that was to go on wanted it.
+var errNotItsDomain = errors.New("its domain has ended before it was asked for")
+
 // adopt makes a resumed front the front of an image that has joined.
 func (e *Engine) adopt(ctx context.Context, f *front, r *resumedFront) (err error) {
+	if r.domain != f.domain {
+		return errNotItsDomain
+	}
 	f.dir, err = e.takeMount("front", r.kept.mounts)
 	if err != nil {
 		return err
