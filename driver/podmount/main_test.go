@@ -1,0 +1,172 @@
+package podmount
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
+)
+
+// helperEnv makes the test binary the process that replaces mounts.
+const helperEnv = "EROFS_CSI_TEST_REPLACE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(helperEnv) != "" {
+		if err := Main(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// source is the source of the mounts of these tests.
+const source = "erofs-csi-test"
+
+// newBase makes a directory whose mounts are seen by namespaces that are made later, as
+// they want, and by no others.
+func newBase(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	must(t, err)
+	err = unix.Mount("base", dir, "tmpfs", 0, "size=8m,mode=755")
+	images.Need(t, "CAP_SYS_ADMIN, to mount", err == nil)
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, unix.Mount("", dir, "", unix.MS_PRIVATE, ""))
+	must(t, unix.Mount("", dir, "", unix.MS_SHARED, ""))
+	return dir
+}
+
+// mountTree mounts a tmpfs with the files "which", "sub/which" and "sub/deep/which", which
+// say which it is.
+func mountTree(t *testing.T, base, which string) string {
+	t.Helper()
+	dir := filepath.Join(base, which)
+	must(t, os.Mkdir(dir, 0o755))
+	must(t, unix.Mount(source, dir, "tmpfs", 0, "size=1m,mode=755"))
+	for _, name := range []string{".", "sub", "sub/deep"} {
+		must(t, os.MkdirAll(filepath.Join(dir, name), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, name, "which"), []byte(which+" "+name+"\n"), 0o644))
+	}
+	return dir
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func deadAt(t *testing.T, dir string) Dead {
+	t.Helper()
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	must(t, err)
+	if len(infos) != 1 {
+		t.Fatalf("%d mounts at %s", len(infos), dir)
+	}
+	return Dead{Major: infos[0].Major, Minor: infos[0].Minor, Root: infos[0].Root}
+}
+
+// pod is a shell in a mount namespace of its own.
+type pod struct {
+	cmd *exec.Cmd
+	in  *os.File
+	out *bufio.Reader
+}
+
+// startPod starts a shell by unshare(1) with some flags.
+func startPod(t *testing.T, flags ...string) *pod {
+	t.Helper()
+	p := &pod{cmd: exec.Command("unshare", append(flags, "sh")...)}
+	in, write, err := os.Pipe()
+	must(t, err)
+	read, out, err := os.Pipe()
+	must(t, err)
+	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, out
+	p.in, p.out = write, bufio.NewReader(read)
+	must(t, p.cmd.Start())
+	_ = in.Close()
+	_ = out.Close()
+	t.Cleanup(func() {
+		_ = write.Close()
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+		_ = read.Close()
+	})
+	return p
+}
+
+// try runs a command in the pod, and returns what it prints.
+func (p *pod) try(t *testing.T, command string, args ...any) (text string, ok bool) {
+	t.Helper()
+	_, err := fmt.Fprintf(p.in, command+"\necho \"=$?\"\n", args...)
+	must(t, err)
+	for {
+		line, err := p.out.ReadString('\n')
+		must(t, err)
+		if code, found := strings.CutPrefix(line, "="); found {
+			return strings.TrimSpace(text), strings.TrimSpace(code) == "0"
+		}
+		text += line
+	}
+}
+
+func (p *pod) run(t *testing.T, command string, args ...any) string {
+	t.Helper()
+	text, ok := p.try(t, command, args...)
+	if !ok {
+		t.Fatalf("%s: %s", fmt.Sprintf(command, args...), text)
+	}
+	return text
+}
+
+// pid is a process in the pod's namespace. unshare has become the shell.
+func (p *pod) pid() int { return p.cmd.Process.Pid }
+
+// replaceAll does what the driver does: looks, and has a process replace what it found.
+func replaceAll(t *testing.T, d Dead, front string) (all Report) {
+	t.Helper()
+	t.Setenv(helperEnv, "1")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	run := func(ctx context.Context, task Task) (Answer, error) { return Run(ctx, task, "/proc/self/exe") }
+	list, err := NewViewer(source, run).Look(ctx)
+	must(t, err)
+	for _, n := range list {
+		if len(n.Dead(d)) == 0 {
+			continue
+		}
+		answer, err := run(ctx, Task{Replace: &Request{PID: n.PID, Namespace: n.Inode, Dead: d, Front: front}})
+		must(t, err)
+		all.Replaced = append(all.Replaced, answer.Report.Replaced...)
+		all.Left = append(all.Left, answer.Report.Left...)
+	}
+	return all
+}
+
+// kernelAtLeast compares with the release of the kernel that runs.
+func kernelAtLeast(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	must(t, unix.Uname(&u))
+	var a, b int
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b)
+	must(t, err)
+	return a > major || a == major && b >= minor
+}
