@@ -40,6 +40,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/erofs"
+	"github.com/erofs-csi/erofs-csi/erofs/fusefs"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 	"github.com/erofs-csi/erofs-csi/nodecache/filestore"
 )
@@ -58,6 +59,13 @@ const (
 	EngineFUSE   = "fuse"
 	EngineKernel = "kernel"
 )
+
+// MountSource is how the fronts of EngineFUSE show in the mount table: what dies with the
+// process that serves them.
+const MountSource = fusefs.Source
+
+// ServedFSTypes are the types of file systems of MountSource.
+var ServedFSTypes = []string{fusefs.FSType, "overlay"}
 
 // Fronts are the values of Config.Front.
 var Fronts = []string{FrontAuto, FrontOverlay, FrontPassthrough, FrontTree}
@@ -166,6 +174,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		e.closeFiles()
 		return nil, errors.Join(err, in.remove(ctx))
 	}
+	go e.watchReads()
 	return e, nil
 }
 

@@ -66,7 +66,12 @@ func (e *Engine) resume(ctx context.Context) error {
 			e.giveUp(ctx, it, err)
 			continue
 		}
-		byKind[h.meta.Kind] = append(byKind[h.meta.Kind], h)
+		switch h.meta.Kind {
+		case keptContent, keptPassthrough, keptFront, keptKernel:
+			byKind[h.meta.Kind] = append(byKind[h.meta.Kind], h)
+		default:
+			e.giveUp(ctx, it, fmt.Errorf("of an unknown kind, %q", h.meta.Kind))
+		}
 	}
 	for _, h := range byKind[keptContent] {
 		if err := e.resumeDomain(ctx, h); err != nil {

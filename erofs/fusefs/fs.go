@@ -161,11 +161,10 @@ func (f *FS) attr(id nodeID) (fuse.Attr, syscall.Errno) {
 }
 
 // Read answers a page-cache miss.
-func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	place := reads.begin()
-	r, st := f.read(in, buf)
-	reads.end(place, r, st)
-	return r, st
+func (f *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (r fuse.ReadResult, st fuse.Status) {
+	place := reads.begin(f, nodeID(in.NodeId))
+	defer func() { reads.end(place, r, st) }() // a panic is a failure, which panicked answers
+	return f.read(in, buf)
 }
 
 func (f *FS) read(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {

@@ -123,15 +123,23 @@ func (r *readAhead) read(in share.Inode, buf []byte, off int64) (fuse.ReadResult
 			buf = own[:len(buf)]
 		}
 	}
+	if own != nil {
+		back := own
+		defer func() { // after a panic, too
+			if back != nil {
+				buffers.put(back)
+			}
+		}()
+		n, err := in.ReadAt(buf, off)
+		if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
+			return nil, err
+		}
+		back = nil
+		return &pooledResult{bytes: own[:n], buf: own}, nil
+	}
 	n, err := in.ReadAt(buf, off)
 	if err != nil && err != io.EOF { //nolint:errorlint // io.EOF is returned bare by contract
-		if own != nil {
-			buffers.put(own)
-		}
 		return nil, err
-	}
-	if own != nil {
-		return &pooledResult{bytes: own[:n], buf: own}, nil
 	}
 	return fuse.ReadResultData(buf[:n]), nil
 }

@@ -52,7 +52,9 @@ const (
 // readPlace is alone in a cache line.
 type readPlace struct {
 	began atomic.Int64
-	_     [56]byte
+	fs    atomic.Pointer[FS] // whose file node is; may be of the request before for a moment
+	node  atomic.Uint64
+	_     [40]byte
 }
 
 type served struct{ requests, bytes atomic.Int64 }
@@ -64,12 +66,44 @@ func (s *served) add(bytes int) {
 
 func (s *served) count() Served { return Served{s.requests.Load(), s.bytes.Load()} }
 
-// begin notes that a request has begun, at a place that end is to free, or nil.
-func (c *readCounter) begin() *readPlace {
+// LongRead is a READ request that has been under way for long.
+type LongRead struct {
+	// ID is the same each time that LongReads tells of the request.
+	ID  [2]int64
+	Age time.Duration
+	// Domain is the name of the file's domain, File what it is: nil if nothing is known
+	// of it any more.
+	Domain string
+	File   *NodeUse
+}
+
+// LongReads lists the requests of the process that are older than age.
+func LongReads(age time.Duration) (list []LongRead) {
+	for i := range reads.places {
+		p := &reads.places[i]
+		began := p.began.Load()
+		old := time.Since(reads.epoch) - time.Duration(began)
+		fs := p.fs.Load()
+		if began == 0 || old < age || fs == nil {
+			continue
+		}
+		l := LongRead{ID: [2]int64{int64(i), began}, Age: old, Domain: fs.domain.Name()}
+		if use, ok := fs.Node(p.node.Load()); ok {
+			l.File = &use
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+// begin notes that a request for a file has begun, at a place that end is to free, or nil.
+func (c *readCounter) begin(fs *FS, node nodeID) *readPlace {
 	now := max(int64(time.Since(c.epoch)), 1)
 	for range readTries {
 		p := &c.places[c.next.Add(1)%readPlaces]
 		if p.began.CompareAndSwap(0, now) {
+			p.fs.Store(fs)
+			p.node.Store(uint64(node))
 			return p
 		}
 	}
@@ -79,6 +113,7 @@ func (c *readCounter) begin() *readPlace {
 // end notes what was answered.
 func (c *readCounter) end(p *readPlace, r fuse.ReadResult, st fuse.Status) {
 	if p != nil {
+		p.fs.Store(nil)
 		p.began.Store(0)
 	}
 	if st != fuse.OK || r == nil {

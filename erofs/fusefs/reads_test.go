@@ -17,11 +17,11 @@ func TestOldestRead(t *testing.T) {
 			t.Errorf("%v without a read, want 0", got)
 		}
 		time.Sleep(time.Second)
-		first := c.begin()
+		first := c.begin(nil, 0)
 		time.Sleep(time.Second)
-		second := c.begin()
+		second := c.begin(nil, 0)
 		for range 3 * readPlaces {
-			c.end(c.begin(), fuse.ReadResultData([]byte("abc")), fuse.OK)
+			c.end(c.begin(nil, 0), fuse.ReadResultData([]byte("abc")), fuse.OK)
 		}
 		time.Sleep(time.Second)
 		if got := c.oldest(); got != 2*time.Second {
@@ -53,7 +53,7 @@ func TestManyReadsAtOnce(t *testing.T) {
 	c := &readCounter{epoch: time.Now()}
 	var places []*readPlace
 	for range 2 * readPlaces {
-		places = append(places, c.begin())
+		places = append(places, c.begin(nil, 0))
 	}
 	seen := make(map[*readPlace]bool)
 	for _, p := range places {
@@ -81,7 +81,7 @@ func BenchmarkCountRead(b *testing.B) {
 	r := fuse.ReadResultData(make([]byte, 10))
 	b.RunParallel(func(p *testing.PB) {
 		for p.Next() {
-			c.end(c.begin(), r, fuse.OK)
+			c.end(c.begin(nil, 0), r, fuse.OK)
 		}
 	})
 }
