@@ -18,12 +18,13 @@ import (
 
 func main() {
 	socket := flag.String("socket", "", "`PATH` of the unix socket to serve")
+	abandonAfter := flag.Duration("abandon-after", holder.DefaultAbandonAfter, "let go of what nobody has served for this `TIME`; 0: of nothing")
 	flag.Parse()
-	if *socket == "" || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "erofs-csi: want --socket PATH and nothing else")
+	if *socket == "" || *abandonAfter < 0 || flag.NArg() > 0 {
+		fmt.Fprintln(os.Stderr, "erofs-csi: want --socket PATH, perhaps --abandon-after TIME, and nothing else")
 		os.Exit(2)
 	}
-	if err := holder.Run(context.Background(), *socket, os.Stdout, os.Stderr); err != nil {
+	if err := holder.Run(context.Background(), *socket, *abandonAfter, os.Stdout, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "erofs-csi:", err)
 		os.Exit(1)
 	}

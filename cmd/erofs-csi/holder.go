@@ -23,6 +23,7 @@ const holderProgram = "erofs-csi-holder"
 func holderCommand() *cobra.Command {
 	var socket string
 	var list, asJSON bool
+	var abandonAfter time.Duration
 	cmd := &cobra.Command{
 		Use:   "holder --socket SOCK",
 		Short: "Keep mounts alive while their process restarts",
@@ -40,34 +41,37 @@ It becomes ` + holderProgram + `, a program of some MB, where that is beside thi
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&socket, "socket", "", "unix socket `SOCK` of the holder (required)")
+	flags.DurationVar(&abandonAfter, "abandon-after", holder.DefaultAbandonAfter, "let go of what no process has served for this `TIME`, so that readers get errors and wait no longer; 0: of nothing")
 	flags.BoolVar(&list, "list", false, "show what the running holder keeps, and for whom")
 	flags.BoolVar(&asJSON, "json", false, "with --list: print JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		switch {
 		case socket == "":
 			return usagef("holder: pass --socket SOCK")
+		case abandonAfter < 0:
+			return usagef("holder: --abandon-after %s: want a time, or 0 for never", abandonAfter)
 		case asJSON && !list:
 			return usagef("holder: --json is for --list")
 		case list:
 			return listHolder(cmd.Context(), cmd.OutOrStdout(), socket, asJSON)
 		}
-		if err := becomeHolder(socket); err != nil {
+		if err := becomeHolder(socket, abandonAfter); err != nil {
 			return err
 		}
-		return holder.Run(cmd.Context(), socket, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		return holder.Run(cmd.Context(), socket, abandonAfter, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	}
 	return cmd
 }
 
 // becomeHolder replaces this program by the small one beside it. It returns if there
 // is none.
-func becomeHolder(socket string) error {
+func becomeHolder(socket string, abandonAfter time.Duration) error {
 	self, err := os.Executable()
 	if err != nil {
 		return nil //nolint:nilerr // then the one beside it can't be found either
 	}
 	program := filepath.Join(filepath.Dir(self), holderProgram)
-	err = syscall.Exec(program, []string{holderProgram, "--socket", socket}, os.Environ()) //nolint:gosec // ours
+	err = syscall.Exec(program, []string{holderProgram, "--socket", socket, "--abandon-after", abandonAfter.String()}, os.Environ()) //nolint:gosec // ours
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

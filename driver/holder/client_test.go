@@ -40,11 +40,17 @@ type running struct {
 // start serves at path until the test ends.
 func start(t *testing.T, path string) *running {
 	t.Helper()
+	return startWith(t, path, 0)
+}
+
+// startWith starts one that lets go of what is abandoned.
+func startWith(t *testing.T, path string, abandonAfter time.Duration) *running {
+	t.Helper()
 	r := &running{path: path}
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error, 1)
 	go func() {
-		done <- serve(ctx, path, func(format string, args ...any) {
+		done <- serve(ctx, path, abandonAfter, func(format string, args ...any) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			fmt.Fprintf(&r.log, format+"\n", args...)

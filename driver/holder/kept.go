@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +36,9 @@ type entry struct {
 	freed chan struct{} // closed when owner goes
 	items map[string]*item
 	order []string // the keys, sorted
+
+	changed bool      // by owner
+	since   time.Time // when the last client that changed something went
 }
 
 // item is never changed.
@@ -72,7 +76,7 @@ func (k *kept) claim(name string, p *peer) (*peer, <-chan struct{}) {
 	if e.owner != nil {
 		return e.owner, e.freed
 	}
-	e.owner, e.freed = p, make(chan struct{})
+	e.owner, e.freed, e.changed = p, make(chan struct{}), false
 	return nil, nil
 }
 
@@ -83,6 +87,9 @@ func (k *kept) release(name string) {
 	e := k.names[name]
 	close(e.freed)
 	e.owner, e.freed = nil, nil
+	if e.changed {
+		e.since = time.Now()
+	}
 	if len(e.items) == 0 {
 		delete(k.names, name)
 		k.order = remove(k.order, name)
@@ -108,6 +115,7 @@ func (k *kept) put(name, key string, it *item) ([]int, error) {
 		return nil, fmt.Errorf("%w: %d bytes are kept, %d would be more than %d", ErrLimit, k.bytes, bytes, maxBytes)
 	}
 	k.descriptors, k.bytes = descriptors, bytes
+	e.changed = true
 	e.items[key] = it
 	if old == nil {
 		e.order = insert(e.order, key)
@@ -121,6 +129,7 @@ func (k *kept) drop(name, key string) []int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	e := k.names[name]
+	e.changed = true
 	old := e.items[key]
 	if old == nil {
 		return nil
@@ -185,6 +194,29 @@ func (k *kept) takeAll() (fds []int, items int) {
 	}
 	k.descriptors, k.bytes = 0, 0
 	return fds, items
+}
+
+// abandoned forgets what is kept under the first name that has had no client for a time, or
+// none that put or deleted anything: one that dies again and again serves nobody. It
+// returns the name and the descriptors, or "".
+func (k *kept) abandoned(after time.Duration) (name string, fds []int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, name := range k.order {
+		e := k.names[name]
+		if e.owner != nil || time.Since(e.since) < after {
+			continue
+		}
+		for key, it := range e.items {
+			fds = append(fds, it.fds...)
+			k.bytes -= cost(key, it)
+		}
+		k.descriptors -= len(fds)
+		delete(k.names, name)
+		k.order = remove(k.order, name)
+		return name, fds
+	}
+	return "", nil
 }
 
 func cost(key string, it *item) int {

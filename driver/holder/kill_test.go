@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	case path != "":
 		err = runClient(path)
 	case os.Getenv(holderEnv) != "":
-		err = Run(context.Background(), os.Getenv(holderEnv), os.Stdout, os.Stderr)
+		err = Run(context.Background(), os.Getenv(holderEnv), 0, os.Stdout, os.Stderr)
 	default:
 		os.Exit(m.Run())
 	}

@@ -19,12 +19,16 @@ const (
 	memoryLimit = 16 << 20
 )
 
+// DefaultAbandonAfter is how long a name may be without a client, by default.
+const DefaultAbandonAfter = 5 * time.Minute
+
 // Run is the whole of a holder's process: it serves at path until SIGTERM or SIGINT,
 // writes "ready" on a line of its own to stdout when it listens, and its log to stderr.
-// Nobody has to read the log: lines that can't be written are dropped.
+// Nobody has to read the log: lines that can't be written are dropped. What has had no
+// client for abandonAfter that put or deleted anything is let go of; 0: nothing is.
 //
 // Errors: those of Serve; that ready can't be written.
-func Run(ctx context.Context, path string, stdout, stderr io.Writer) error {
+func Run(ctx context.Context, path string, abandonAfter time.Duration, stdout, stderr io.Writer) error {
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
@@ -34,7 +38,7 @@ func Run(ctx context.Context, path string, stdout, stderr io.Writer) error {
 	l := startLogger(stderr)
 	defer l.end()
 	var readyErr error
-	err := serve(ctx, path, l.log, func() {
+	err := serve(ctx, path, abandonAfter, l.log, func() {
 		if _, err := fmt.Fprintln(stdout, "ready"); err != nil {
 			readyErr = fmt.Errorf("nobody reads ready: %w: keep stdout open", err)
 			stop()

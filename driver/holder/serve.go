@@ -28,11 +28,12 @@ var ErrInUse = errors.New("holder: another one serves this socket")
 // Errors: ErrInUse; a path that is too long, or is something else than a socket; what
 // keeps it from listening.
 func Serve(ctx context.Context, path string, log func(format string, args ...any)) error {
-	return serve(ctx, path, log, func() {})
+	return serve(ctx, path, 0, log, func() {})
 }
 
-// serve calls ready when it listens.
-func serve(ctx context.Context, path string, log func(format string, args ...any), ready func()) (err error) {
+// serve calls ready when it listens. What has been abandoned for some time it lets go of;
+// 0: nothing.
+func serve(ctx context.Context, path string, abandonAfter time.Duration, log func(format string, args ...any), ready func()) (err error) {
 	unlock, err := lock(path)
 	if err != nil {
 		return err
@@ -54,6 +55,9 @@ func serve(ctx context.Context, path string, log func(format string, args ...any
 		_ = l.Close()
 		close(closed)
 	})
+	if abandonAfter > 0 {
+		go s.tend(ctx, abandonAfter)
+	}
 	ready()
 	s.accept(ctx, l)
 	<-closed // the lock goes after the socket, which else could be a successor's
@@ -71,6 +75,25 @@ type server struct {
 	mu     sync.Mutex
 	peers  map[*peer]struct{} // GUARDED_BY(mu)
 	serial uint64             // GUARDED_BY(mu); of the youngest peer
+}
+
+// tend lets go of what is abandoned, until ctx ends.
+func (s *server) tend(ctx context.Context, after time.Duration) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(min(after/10, 10*time.Second)):
+		}
+		for {
+			name, fds := s.kept.abandoned(after)
+			if name == "" {
+				break
+			}
+			s.log("Letting go of %d descriptors of %q, which nobody has served for %s", len(fds), name, after)
+			s.letGo(fds)
+		}
+	}
 }
 
 // accept serves connections until ctx ends, which closes the listener.
