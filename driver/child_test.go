@@ -23,6 +23,7 @@ import (
 	"k8s.io/klog/v2/textlogger"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/podmount"
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
@@ -35,13 +36,24 @@ const childEnv = "EROFS_CSI_TEST_CHILD"
 
 type childConfig struct {
 	Controller bool // RunController instead of RunNode
+	Pods       bool // Config.Pods
 	Config     Config
 }
 
 // statusEnv makes the test binary an erofs-csi status of a state directory.
 const statusEnv = "EROFS_CSI_TEST_STATUS"
 
+// podsArg makes the test binary a helper of package podmount.
+const podsArg = "-pods"
+
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == podsArg {
+		if err := podmount.Main(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "pods:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if dir := os.Getenv(statusEnv); dir != "" {
 		list, err := engine.ReadStatus(context.Background(), dir)
 		if err == nil {
@@ -86,6 +98,11 @@ func runChild(text string) error {
 			return nil, err
 		}
 		return list, json.Unmarshal(out, &list)
+	}
+	if c.Pods {
+		c.Config.Pods = func(ctx context.Context, task podmount.Task) (podmount.Answer, error) {
+			return podmount.Run(ctx, task, "/proc/self/exe", podsArg)
+		}
 	}
 	if c.Controller {
 		return RunController(ctx, c.Config)
@@ -208,6 +225,7 @@ func (ch *child) descriptors(t *testing.T) []string {
 type node struct {
 	dir    string
 	config Config
+	pods   bool
 }
 
 // newNode makes a node.
@@ -243,7 +261,7 @@ func newNode(t *testing.T, front string) *node {
 
 func (n *node) start(t *testing.T) *child {
 	t.Helper()
-	return startChild(t, childConfig{Config: n.config})
+	return startChild(t, childConfig{Config: n.config, Pods: n.pods})
 }
 
 // path is a path of kubelet's.

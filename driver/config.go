@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/podmount"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -89,6 +90,11 @@ type Config struct {
 	// must not look into its own mounts; it returns soon after its context ends. Nil:
 	// the metrics of domains and their page cache are not there.
 	ReadStatus func(context.Context) ([]engine.Status, error) `json:"-"`
+
+	// Pods has another process replace dead mounts in pods' mount namespaces:
+	// podmount.Run. /proc has to show their processes. Nil: pods that run keep what is
+	// dead.
+	Pods podmount.Helper `json:"-"`
 
 	// RegistrationDir is kubelet's directory of registration sockets
 	// (/var/lib/kubelet/plugins_registry); "" leaves registration to the

@@ -15,7 +15,7 @@ import (
 // healthReasons are the values of condition.reason.
 var healthReasons = []string{
 	reasonNotRebuilt, reasonSpoiled, reasonIncomplete, reasonEngineUnhealthy,
-	reasonNotResponding, reasonNotMounted, reasonMountDead, reasonOtherMount,
+	reasonNotResponding, reasonNotMounted, reasonMountDead, reasonOtherMount, reasonPodMountDead,
 }
 
 const (
@@ -27,6 +27,7 @@ const (
 	reasonNotMounted      = "NotMounted"
 	reasonMountDead       = "MountDead"
 	reasonOtherMount      = "OtherMount"
+	reasonPodMountDead    = "PodMountDead"
 )
 
 // condition is what is wrong with a volume.
@@ -74,6 +75,9 @@ func (m *volumeManager) Health(ctx context.Context, volumeID string, paths ...st
 		if c := m.placeHealth(ctx, v, p); c.abnormal() {
 			return stats, c, nil
 		}
+	}
+	if c := m.pods.condition(ctx, volumeID); c.abnormal() {
+		return stats, c, nil
 	}
 	return stats, condition{message: describe(v.front)}, nil
 }

@@ -125,6 +125,8 @@ func (s scrape) checkDocumented(t *testing.T) {
 func TestRealMetrics(t *testing.T) {
 	n := newNode(t, "auto")
 	n.config.MetricsAddress = "127.0.0.1:0"
+	n.config.Holder = filepath.Join(n.dir, "holder.sock")
+	startHolder(t, n.config.Holder)
 	tree := t.TempDir()
 	content := bytes.Repeat([]byte("read by two\n"), 1<<16)
 	must(t, os.WriteFile(filepath.Join(tree, "file"), content, 0o600))
@@ -175,6 +177,11 @@ func TestRealMetrics(t *testing.T) {
 		{"unshared_files_total", []string{"reason=unreadable"}, 0},
 		{"read_errors_total", nil, 0},
 		{"oldest_read_seconds", nil, 0},
+		{"request_panics_total", nil, 0},
+		{"lost_mounts_total", nil, 0},
+		{"holder_connected", nil, 1},
+		{"holder_losses_total", nil, 0},
+		{"holder_pending_items", nil, 0},
 		{"domains", []string{"engine=fuse"}, 1},
 		{"mounted_images", []string{"state=shown"}, 2},
 		{"shared_inodes", nil, 1},

@@ -35,7 +35,7 @@ func (m *volumeManager) repair(ctx context.Context, v *volume, wanted string, op
 	var errs []error
 	rec := v.record
 	for _, p := range rec.Targets {
-		gone, err := m.rebind(ctx, v.front, p, p.Path == wanted, replaced)
+		gone, err := m.rebind(ctx, v, p, p.Path == wanted, replaced)
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -47,6 +47,7 @@ func (m *volumeManager) repair(ctx context.Context, v *volume, wanted string, op
 		errs = append(errs, err)
 	}
 	m.put(&volume{record: rec, image: v.image, front: v.front})
+	m.pods.repair(ctx, rec.VolumeID, v.front.Path())
 	return errors.Join(errs...)
 }
 
@@ -75,11 +76,19 @@ func (m *volumeManager) replaceFront(ctx context.Context, v *volume, opts nodeca
 // clearPlaces unmounts what is dead at the places of a volume.
 func (m *volumeManager) clearPlaces(ctx context.Context, rec record) error {
 	for _, p := range rec.paths() {
-		if err := m.places.clear(ctx, p.Path, true); err != nil {
+		if err := m.clearDead(ctx, rec.VolumeID, p.Path); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// clearDead unmounts what is dead at a place of a volume. Pods may have copies of it.
+func (m *volumeManager) clearDead(ctx context.Context, volumeID, path string) error {
+	if err := m.pods.remember(ctx, m.places.mounts, volumeID, path); err != nil {
+		klog.FromContext(ctx).Error(err, "Pods may keep a dead mount", "volumeID", volumeID, "path", path)
+	}
+	return m.places.clear(ctx, path, true)
 }
 
 // openAgain opens the image of a record again, and mounts its front.
@@ -102,9 +111,10 @@ func (m *volumeManager) openAgain(ctx context.Context, rec record, opts nodecach
 	return v, nil
 }
 
-// rebind makes p a mount of f. What is mounted there of an earlier front is
+// rebind makes p a mount of a volume's front. What is mounted there of an earlier front is
 // unmounted first. gone: the directory does not exist and nobody wants it.
-func (m *volumeManager) rebind(ctx context.Context, f front, p recordPath, wanted, replaced bool) (gone bool, err error) {
+func (m *volumeManager) rebind(ctx context.Context, v *volume, p recordPath, wanted, replaced bool) (gone bool, err error) {
+	f := v.front
 	state, info, err := m.places.inspect(ctx, p.Path, f.Path(), p.Flags)
 	if err != nil {
 		return false, err
@@ -118,7 +128,12 @@ func (m *volumeManager) rebind(ctx context.Context, f front, p recordPath, wante
 		}
 	case placeFree, placeFlags, placeDead:
 	}
-	if err := m.places.clear(ctx, p.Path, replaced || state == placeDead); err != nil {
+	if replaced || state == placeDead {
+		err = m.clearDead(ctx, v.record.VolumeID, p.Path)
+	} else {
+		err = m.places.clear(ctx, p.Path, false)
+	}
+	if err != nil {
 		return false, err
 	}
 	if _, err := m.places.prober.lstat(ctx, p.Path); errors.Is(err, fs.ErrNotExist) && !wanted {

@@ -90,6 +90,7 @@ func RunNode(ctx context.Context, cfg Config) error {
 	}
 	records := recordDir(filepath.Join(cfg.StateDir, volumesDir))
 	volumes := newVolumeManager(storeAdapter{store}, engineAdapter{mounts}, sysMounter{}, records)
+	volumes.pods.use(cfg.Pods)
 	wait, err := volumes.Restore(ctx)
 	if err != nil {
 		return errors.Join(err, mounts.Close(ctx), store.Close())
@@ -104,10 +105,14 @@ func RunNode(ctx context.Context, cfg Config) error {
 	}
 	if cfg.MetricsAddress != "" {
 		samples := &sampling{store: store, volumes: volumes, readStatus: cfg.ReadStatus, prober: newProber(sampleTimeout)}
-		m := metrics.New(ctx, metrics.Source{
+		source := metrics.Source{
 			Version: cfg.Version, Ready: server.ready.Load,
 			Store: store.Counts, Engine: mounts.Counts, Volumes: volumes.byFront, Sample: samples.take,
-		})
+		}
+		if kept != nil {
+			source.Holder = kept.Status
+		}
+		m := metrics.New(ctx, source)
 		server.around = append(server.around, m.Observe)
 		go m.Serve(ctx, cfg.MetricsAddress)
 	}

@@ -40,6 +40,7 @@ type volumeManager struct {
 	engine mountEngine
 	places places
 	saved  recordDir
+	pods   *pods
 
 	inflight inflight
 
@@ -61,11 +62,13 @@ type volume struct {
 }
 
 func newVolumeManager(store imageStore, engine mountEngine, mounts mounter, saved recordDir) *volumeManager {
+	p := newProber(probeTimeout)
 	return &volumeManager{
 		store:   store,
 		pulls:   newPulls(store),
 		engine:  engine,
-		places:  places{mounts: mounts, prober: newProber(probeTimeout)},
+		places:  places{mounts: mounts, prober: p},
+		pods:    newPods(p),
 		saved:   saved,
 		volumes: make(map[string]*volume),
 		kept:    make(map[string]func()),
@@ -139,6 +142,7 @@ func (m *volumeManager) put(v *volume) {
 }
 
 func (m *volumeManager) drop(volumeID string) {
+	m.pods.forget(volumeID)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.volumes, volumeID)

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
+	"github.com/erofs-csi/erofs-csi/driver"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
@@ -91,6 +92,7 @@ $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, then f
 		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 		defer stop()
 		signal.Ignore(syscall.SIGPIPE) // a reader of "ready" that has gone must not kill a file server
+		driver.LimitMemory(ctx)
 		err := runMount(ctx, cmd.OutOrStdout(), &f, args)
 		if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
 			err = fmt.Errorf("%w: mounting needs root", err)

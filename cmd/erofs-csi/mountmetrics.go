@@ -23,7 +23,7 @@ func addMetricsAddress(flags *pflag.FlagSet, p *string) {
 // serveMetrics serves the metrics of the mount command until ctx ends.
 func (s *mountServer) serveMetrics(ctx context.Context, address string) {
 	status := statusByChild(s.flags.stateDir)
-	m := metrics.New(ctx, metrics.Source{
+	source := metrics.Source{
 		Version: releaseName(), Ready: s.ready.Load,
 		Store: s.store.Counts, Engine: s.engine.Counts, Volumes: s.byFront,
 		Sample: func(ctx context.Context) (got metrics.Sample, err error) {
@@ -39,8 +39,11 @@ func (s *mountServer) serveMetrics(ctx context.Context, address string) {
 			}
 			return got, errors.Join(usageErr, err)
 		},
-	})
-	go m.Serve(ctx, address)
+	}
+	if s.holder != nil {
+		source.Holder = s.holder.Status
+	}
+	go metrics.New(ctx, source).Serve(ctx, address)
 }
 
 // byFront counts what is mounted by front. Every front that there is has a number.

@@ -33,6 +33,7 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 	addCacheDir(flags, &cfg.CacheDir)
 	addStateDir(flags, &cfg.StateDir)
 	addHolder(flags, &cfg.Holder)
+	repairPods := flags.Bool("repair-pods", false, "when mounts had to be rebuilt, replace those of pods that run, in their mount namespaces; needs to see the node's processes")
 	front := addFront(cmd)
 	addStoreLimit(flags, &cfg.StoreLimit, "5%")
 	addImageSpace(flags, &cfg.ImageSpace, "15%")
@@ -50,8 +51,12 @@ SIGINT. Needs root, /dev/fuse and, in a pod, bidirectional mount propagation.`,
 		}
 		cfg.Front = front.value
 		cfg.ReadStatus = statusByChild(cfg.StateDir)
+		if *repairPods {
+			cfg.Pods = podsByChild
+		}
 		ctx, stop := signal.NotifyContext(logged(cmd.Context()), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
+		driver.LimitMemory(ctx)
 		return driver.RunNode(ctx, cfg)
 	}
 	return cmd

@@ -126,7 +126,7 @@ func leaves(cmd *cobra.Command) []*cobra.Command {
 	var list []*cobra.Command
 	for _, c := range cmd.Commands() {
 		switch {
-		case c.Name() == "completion" || c.Name() == "help" || slices.Contains(elsewhere, c.Name()):
+		case c.Name() == "completion" || c.Name() == "help" || c.Hidden || slices.Contains(elsewhere, c.Name()):
 		case c.HasSubCommands():
 			list = append(list, leaves(c)...)
 		default:

@@ -39,7 +39,7 @@ cache in all images of a domain, whatever their names, owners, times and images.
 	addLogFlags(r.command)
 	r.command.AddCommand(
 		mountCommand(), buildCommand(), inspectCommand(), verifyCommand(), statusCommand(), dropCommand(), cacheCommand(),
-		nodeCommand(), controllerCommand(), holderCommand(), probeCommand(), volumesCommand(), doctorCommand(), versionCommand(),
+		nodeCommand(), controllerCommand(), holderCommand(), probeCommand(), podMountsCommand(), volumesCommand(), doctorCommand(), versionCommand(),
 	)
 	refuseUnknownShell(r.command)
 	return r

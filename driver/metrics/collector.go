@@ -41,8 +41,15 @@ var (
 	readBytes     = counter("read_bytes_total", "Bytes of the answers to reads.", "source")
 	readErrors    = counter("read_errors_total", "Reads that were answered with an error.")
 	oldestRead    = gauge("oldest_read_seconds", "Age of the oldest read under way; 0 if none is.")
+	panics        = counter("request_panics_total", "Requests that ended in a panic, and were answered with an error.")
+	lostMounts    = counter("lost_mounts_total", "Mounts of the process before this one that could not be taken over.")
 	hashedImages  = counter("hashed_images_total", "Images whose files were hashed.")
 	unsharedFiles = counter("unshared_files_total", "Files of hashed images that share with no other, by why.", "reason")
+
+	holderConnected = gauge("holder_connected", "Whether the holder is there: mounts outlive the process.")
+	holderLosses    = counter("holder_losses_total", "Times that the connection to the holder was lost.")
+	holderItems     = gauge("holder_items", "Mounts and other things that the holder is to keep.")
+	holderPending   = gauge("holder_pending_items", "Of these, what it does not know of or refuses.")
 
 	volumes          = gauge("volumes", "Volumes of the node, by front.", "front")
 	unhealthyVolumes = gauge("unhealthy_volumes", "Volumes with which something is wrong, by what.", "reason")
@@ -96,6 +103,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	out(ready, truth(c.src.Ready()))
 	collectStore(out, c.src.Store())
 	collectEngine(out, c.src.Engine())
+	if c.src.Holder != nil {
+		s := c.src.Holder()
+		out(holderConnected, truth(s.Connected))
+		out(holderLosses, float64(s.Losses))
+		out(holderItems, float64(s.Items))
+		out(holderPending, float64(s.Pending))
+	}
 	for front, n := range c.src.Volumes() {
 		out(volumes, float64(n), front)
 	}
@@ -136,6 +150,8 @@ func collectEngine(out emit, n engine.Counts) {
 	out(readBytes, float64(n.Reads.Readahead.Bytes), "readahead")
 	out(readErrors, float64(n.Reads.Failed))
 	out(oldestRead, n.Reads.Oldest.Seconds())
+	out(panics, float64(n.Panics))
+	out(lostMounts, float64(n.Lost))
 	out(hashedImages, float64(n.Hashed))
 	out(unsharedFiles, float64(n.Unreadable), "unreadable")
 	out(unsharedFiles, float64(n.Forged), "forged")

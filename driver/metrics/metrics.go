@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -21,6 +22,8 @@ type Source struct {
 	Ready   func() bool
 	Store   func() nodecache.Counts
 	Engine  func() engine.Counts
+	// Holder tells how the process stands with its holder; nil: there is to be none.
+	Holder func() holder.Status
 	// Volumes are their numbers by front.
 	Volumes func() map[string]int
 	// Sample takes a sample, and its error is of the parts that are missing. It may

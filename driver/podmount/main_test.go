@@ -21,7 +21,10 @@ import (
 const helperEnv = "EROFS_CSI_TEST_REPLACE"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(helperEnv) != "" {
+	if how := os.Getenv(helperEnv); how != "" {
+		if how == "old" {
+			moveMountBeneath = 1 << 30
+		}
 		if err := Main(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -142,7 +145,13 @@ func (p *pod) pid() int { return p.cmd.Process.Pid }
 // replaceAll does what the driver does: looks, and has a process replace what it found.
 func replaceAll(t *testing.T, d Dead, front string) (all Report) {
 	t.Helper()
-	t.Setenv(helperEnv, "1")
+	return replaceBy(t, "new", d, front)
+}
+
+// replaceBy has it done as by a "new" kernel, or an "old" one, before Linux 6.5.
+func replaceBy(t *testing.T, kernel string, d Dead, front string) (all Report) {
+	t.Helper()
+	t.Setenv(helperEnv, kernel)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	run := func(ctx context.Context, task Task) (Answer, error) { return Run(ctx, task, "/proc/self/exe") }

@@ -44,8 +44,8 @@ var (
 	errOtherMount    = errors.New("its path leads to something else")
 )
 
-// moveMountBeneath is MOVE_MOUNT_BENEATH of Linux 6.5.
-const moveMountBeneath = 0x200
+// moveMountBeneath is MOVE_MOUNT_BENEATH of Linux 6.5. Tests make it what no kernel knows.
+var moveMountBeneath = 0x200
 
 // replace replaces the dead mounts of a namespace. In this process' own, only those of
 // something below the dead directory are: the others are the caller's, who mounts them

@@ -221,3 +221,25 @@ func TestGone(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestReplaceOnTop: a kernel that can't put mounts beneath others gets them on top, and
+// what is covered then is dead no more.
+func TestReplaceOnTop(t *testing.T) {
+	base := newBase(t)
+	dead, front := mountTree(t, base, "old"), mountTree(t, base, "new")
+	p := startPod(t, "-m", "--propagation", "private")
+	p.run(t, "cat %s/which", dead)
+	rep := replaceBy(t, "old", deadAt(t, dead), front)
+	if !slices.Equal(rep.Replaced, []string{dead}) || len(rep.Left) > 0 {
+		t.Fatalf("report %+v", rep)
+	}
+	if got := p.run(t, "cat %s/which", dead); got != "new ." {
+		t.Errorf("%q", got)
+	}
+	if n := p.mountsAt(t, dead); n != "2" {
+		t.Errorf("%s mounts, want the new one on the dead one", n)
+	}
+	if rep := replaceBy(t, "old", deadAt(t, dead), front); len(rep.Left)+len(rep.Replaced) > 0 {
+		t.Errorf("again: %+v", rep)
+	}
+}
