@@ -285,6 +285,7 @@ const (
 // is not nil, hears of each failure, and has claim go on after those that can't pass
 // but with another holder.
 func claim(ctx context.Context, path, name string, failed func(error)) (*session, error) {
+	var why error // it fails, but for ctx
 	for backoff := firstBackoff; ; backoff = min(2*backoff, lastBackoff) {
 		s, err := connect(ctx, path)
 		if err == nil {
@@ -297,12 +298,15 @@ func claim(ctx context.Context, path, name string, failed func(error)) (*session
 		} else if errors.Is(err, ErrVersion) || errors.Is(err, ErrProtocol) || errors.Is(err, ErrRefused) {
 			return nil, err
 		}
+		if ctx.Err() == nil || why == nil {
+			why = err
+		}
 		select {
 		case <-ctx.Done():
-			if !errors.Is(err, ctx.Err()) {
-				err = fmt.Errorf("%w: %w", ctx.Err(), err)
+			if !errors.Is(why, ctx.Err()) {
+				why = fmt.Errorf("%w: %w", ctx.Err(), why)
 			}
-			return nil, err
+			return nil, why
 		case <-time.After(backoff):
 		}
 	}
