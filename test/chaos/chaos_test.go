@@ -27,10 +27,11 @@ func TestChaos(t *testing.T) {
 	dir := t.TempDir()
 	binaries := buildBoth(t, dir)
 	for _, run := range [][]string{
-		// Not tree-passthrough: see docs/reliability.md for what may befall its plugin.
-		{"-scenario", "kills,upgrade", "-front", "overlay", "-kills", "8", "-volumes", "8", "-upgrades", "2"},
-		{"-scenario", "kills", "-front", "tree", "-kills", "5", "-volumes", "6"},
-		{"-scenario", "both", "-front", "overlay", "-volumes", "6"},
+		// Neither tree-passthrough nor calls meanwhile: see docs/reliability.md for what may
+		// befall a plugin that is killed then.
+		{"-scenario", "kills,upgrade", "-front", "overlay", "-calls=false", "-kills", "5", "-volumes", "6", "-upgrades", "2"},
+		{"-scenario", "kills", "-front", "tree", "-calls=false", "-kills", "4", "-volumes", "4"},
+		{"-scenario", "both", "-front", "overlay", "-volumes", "4"},
 	} {
 		args := append([]string{"-binary", binaries[0], "-other", binaries[1], "-dir", dir, "-seed", "1"}, run...)
 		cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)

@@ -173,12 +173,11 @@ func (w *world) connections() (n int64, err error) {
 		return 0, err
 	}
 	for minor := range w.devices {
-		if _, err := os.Stat(w.path("fusectl", minor)); err != nil {
+		if _, err := os.Stat(w.path("fusectl", minor)); err != nil || othersHave(minor) {
+			delete(w.devices, minor) // gone: its number is free for others' connections
 			continue
 		}
-		if !othersHave(minor) {
-			n++
-		}
+		n++
 	}
 	return n, nil
 }

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,7 +30,7 @@ type options struct {
 	cycles, upgrades           int
 	seed                       uint64
 	store                      string
-	keep, setClock             bool
+	keep, setClock, calls      bool
 }
 
 func main() {
@@ -66,6 +67,7 @@ func parse(args []string) (o options, err error) {
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "of what happens when")
 	flags.StringVar(&o.store, "store-limit", "0", "--store-limit of the plugin")
 	flags.BoolVar(&o.keep, "keep", false, "keep the directory with all logs")
+	flags.BoolVar(&o.calls, "calls", true, "in scenario kills, make and end volumes meanwhile")
 	flags.BoolVar(&o.setClock, "set-clock", false, "scenario clock may set the machine's clock")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -112,6 +114,21 @@ func progress(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
 }
 
+// letGoOfOthers takes copies of others' mounts out of this mount namespace, which would keep
+// their FUSE connections alive.
+func letGoOfOthers() error {
+	infos, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return err
+	}
+	for _, i := range slices.Backward(infos) {
+		if i.Mountpoint != "/" && (strings.HasPrefix(i.FSType, "fuse") || i.FSType == "overlay" || i.FSType == "erofs") {
+			_ = unix.Unmount(i.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // it may have gone with another
+		}
+	}
+	return nil
+}
+
 func inside(args []string) (err error) {
 	o, err := parse(args)
 	if err != nil {
@@ -126,6 +143,9 @@ func inside(args []string) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	if err := letGoOfOthers(); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp(o.dir, "chaos-")

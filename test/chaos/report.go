@@ -103,8 +103,8 @@ func report(ctx context.Context, o options, s *stock, results []*result) string 
 		}
 	}
 	for _, r := range results {
-		for _, f := range r.findings {
-			fmt.Fprintf(&b, "- **found** in *%s*, %s: %s\n", r.name, r.front, firstLine([]byte(strings.ReplaceAll(f, s.dir, ""))))
+		if len(r.findings) > 0 { // the others may be of it
+			fmt.Fprintf(&b, "- **found** in *%s*, %s: %s (and %d more)\n", r.name, r.front, firstLine([]byte(strings.ReplaceAll(r.findings[0], s.dir, ""))), len(r.findings)-1)
 		}
 	}
 	if i := slices.IndexFunc(results, func(r *result) bool { return len(r.leaks) > 0 }); i >= 0 {

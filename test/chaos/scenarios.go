@@ -19,7 +19,7 @@ var scenarios = []*scenario{
 	{
 		"kills", "the plugin is killed at random moments, a third of the times again while it resumes, with stage and publish calls, pulls and hashing under way", true,
 		func(ctx context.Context, w *world, o options, res *result) error {
-			return w.runKills(ctx, res, o.kills, true)
+			return w.runKills(ctx, res, o.kills, o.calls)
 		},
 	},
 	{

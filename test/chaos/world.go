@@ -268,7 +268,9 @@ func (w *world) startReaders() error {
 // noteDevices remembers which FUSE connections are this world's: those in its own mount
 // namespace.
 func (w *world) noteDevices() error {
-	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return !strings.HasPrefix(i.FSType, "fuse."), false })
+	infos, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(i.FSType, "fuse.") || !strings.HasPrefix(i.Mountpoint, w.dir+"/"), false
+	})
 	for _, i := range infos {
 		w.devices[fmt.Sprint(i.Minor)] = true
 	}
