@@ -104,7 +104,10 @@ func (e *Engine) keepMount(key string, meta keptMeta, dir string, channel *os.Fi
 	if channel != nil {
 		files = slices.Insert(files, 0, channel)
 	}
-	return k, e.cfg.Holder.Put(k.key, text, files...)
+	if err := e.cfg.Holder.Put(k.key, text, files...); err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // unkeep ends the keeping of a mount, which can be unmounted then. The ledgers stay open

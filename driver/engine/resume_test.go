@@ -236,3 +236,28 @@ func testResume(t *testing.T, kills int, noResend bool) {
 		t.Run(front, func(t *testing.T) { resumed(t, front) })
 	}
 }
+
+// refusing is a Holder that keeps nothing.
+type refusing struct{ Holder }
+
+func (refusing) Put(string, []byte, ...*os.File) error { return holder.ErrRefused }
+
+// TestKeepRefused: what a holder does not keep is not taken for something that it keeps.
+func TestKeepRefused(t *testing.T) {
+	images.Need(t, "root", os.Getuid() == 0)
+	e := &Engine{cfg: Config{Holder: refusing{}}}
+	ledger, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := e.keepMount("key", keptMeta{}, "/proc", nil, ledger)
+	if k != nil || !errors.Is(err, holder.ErrRefused) {
+		t.Errorf("got %v, %v", k, err)
+	}
+	if err := ledger.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the ledger is still open: %v", err)
+	}
+	if f := e.openElsewhere(&domain{kept: k}); f != nil {
+		t.Error("files are opened by a holder that does not keep their mount")
+	}
+}
