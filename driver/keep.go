@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -39,13 +40,7 @@ func connectHolder(ctx context.Context, socket, stateDir string) (*holder.Client
 	if err != nil {
 		return nil, fmt.Errorf("holder %s: %w", socket, err)
 	}
-	c.OnChange(func(s holder.Status) {
-		if s.Connected {
-			log.Info("The holder is there again", "items", s.Items)
-		} else {
-			log.Error(s.Err, "The holder is gone: until it is back, mounts do not outlive this process")
-		}
-	})
+	engine.LogHolder(ctx, c, socket)
 	return c, nil
 }
 

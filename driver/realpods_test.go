@@ -1,10 +1,7 @@
 package driver
 
 import (
-	"bufio"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -12,64 +9,8 @@ import (
 	"time"
 
 	"github.com/erofs-csi/erofs-csi/test/images"
+	"github.com/erofs-csi/erofs-csi/test/pod"
 )
-
-// pod is a shell in a mount namespace of its own.
-type pod struct {
-	cmd *exec.Cmd
-	in  *os.File
-	out *bufio.Reader
-}
-
-// startPod starts a shell by unshare(1) with some flags.
-func startPod(t *testing.T, flags ...string) *pod {
-	t.Helper()
-	p := &pod{cmd: exec.Command("unshare", append(flags, "sh")...)}
-	in, write, err := os.Pipe()
-	must(t, err)
-	read, out, err := os.Pipe()
-	must(t, err)
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, out
-	p.in, p.out = write, bufio.NewReader(read)
-	must(t, p.cmd.Start())
-	_ = in.Close()
-	_ = out.Close()
-	t.Cleanup(func() {
-		p.end()
-		_ = read.Close()
-	})
-	return p
-}
-
-func (p *pod) end() {
-	_ = p.in.Close()
-	_ = p.cmd.Process.Kill()
-	_ = p.cmd.Wait()
-}
-
-// run runs a command in the pod, and returns what it prints and whether it succeeds.
-func (p *pod) run(t *testing.T, command string, args ...any) (text string, ok bool) {
-	t.Helper()
-	_, err := fmt.Fprintf(p.in, command+"\necho \"=$?\"\n", args...)
-	must(t, err)
-	for {
-		line, err := p.out.ReadString('\n')
-		must(t, err)
-		if code, found := strings.CutPrefix(line, "="); found {
-			return text, strings.TrimSpace(code) == "0"
-		}
-		text += line
-	}
-}
-
-func (p *pod) must(t *testing.T, command string, args ...any) string {
-	t.Helper()
-	text, ok := p.run(t, command, args...)
-	if !ok {
-		t.Fatalf("%s: %s", fmt.Sprintf(command, args...), text)
-	}
-	return text
-}
 
 // TestRealPods: plugin and holder are killed under pods in mount namespaces of their own.
 // When the plugin is back, what they had mounted can be opened again, whole volumes and
@@ -93,34 +34,34 @@ func TestRealPods(t *testing.T) {
 				must(t, os.MkdirAll(filepath.Join(at, d), 0o755))
 			}
 			must(t, os.WriteFile(filepath.Join(at, "one"), nil, 0o600))
-			private, slave := startPod(t, "-m", "--propagation", "private"), startPod(t, "-m", "--propagation", "slave")
-			for _, p := range []*pod{private, slave} {
-				p.must(t, "cd %s", at)
-				p.must(t, "mount --bind %s whole && mount -o remount,bind,ro,nosuid whole", n.path("show-v"))
-				p.must(t, "mount --bind %s/below sub", n.path("show-v"))
-				p.must(t, "mount --bind %s/below/file one", n.path("show-v"))
-				p.must(t, "mount --bind %s inline", n.path("inline"))
+			private, slave := pod.Start(t, "-m", "--propagation", "private"), pod.Start(t, "-m", "--propagation", "slave")
+			for _, p := range []*pod.Pod{private, slave} {
+				p.Run(t, "cd %s", at)
+				p.Run(t, "mount --bind %s whole && mount -o remount,bind,ro,nosuid whole", n.path("show-v"))
+				p.Run(t, "mount --bind %s/below sub", n.path("show-v"))
+				p.Run(t, "mount --bind %s/below/file one", n.path("show-v"))
+				p.Run(t, "mount --bind %s inline", n.path("inline"))
 			}
-			users := startPod(t, "-U", "-r", "-m", "--propagation", "private")
-			users.must(t, "cat %s/below/file", n.path("show-v"))
+			users := pod.Start(t, "-U", "-r", "-m", "--propagation", "private")
+			users.Run(t, "cat %s/below/file", n.path("show-v"))
 
 			ch.end(t, syscall.SIGKILL)
 			stop()
-			if text, ok := private.run(t, "dd if=whole/below/file iflag=direct"); ok {
+			if text, ok := private.Try(t, "dd if=whole/below/file iflag=direct"); ok {
 				t.Fatalf("the mount is not dead: %s", text)
 			}
 			_ = startHolder(t, n.config.Holder)
 			ch = n.start(t)
-			for i, p := range []*pod{private, slave} {
+			for i, p := range []*pod.Pod{private, slave} {
 				for _, file := range []string{"whole/below/file", "sub/file", "one", "inline/below/file"} {
-					if text, ok := p.run(t, "dd if=%s iflag=direct status=none", file); !ok || text != "below\n" {
+					if text, ok := p.Try(t, "dd if=%s iflag=direct status=none", file); !ok || text != "below\n" {
 						t.Errorf("pod %d: %s: %q", i, file, text)
 					}
 				}
-				if got := p.must(t, "grep -c ' %s/' /proc/self/mountinfo", at); strings.TrimSpace(got) != "4" {
+				if got := p.Run(t, "grep -c ' %s/' /proc/self/mountinfo", at); strings.TrimSpace(got) != "4" {
 					t.Errorf("pod %d has %s mounts", i, got)
 				}
-				if got := p.must(t, "grep ' %s/whole ' /proc/self/mountinfo", at); !strings.Contains(got, " ro,nosuid,nodev") {
+				if got := p.Run(t, "grep ' %s/whole ' /proc/self/mountinfo", at); !strings.Contains(got, " ro,nosuid,nodev") {
 					t.Errorf("flags: %s", got)
 				}
 			}
@@ -128,14 +69,14 @@ func TestRealPods(t *testing.T) {
 			if h := n.health(t, ch, "v"); !strings.Contains(h, reasonPodMountDead) {
 				t.Errorf("health %q", h)
 			}
-			users.end()
+			users.End()
 			for start := time.Now(); n.health(t, ch, "v") != ""; time.Sleep(50 * time.Millisecond) {
 				if time.Since(start) > 10*time.Second {
 					t.Fatalf("the pod is gone, and the volume: %s", n.health(t, ch, "v"))
 				}
 			}
-			private.end()
-			slave.end()
+			private.End()
+			slave.End()
 			must(t, n.unstage(ch, "v"))
 			must(t, n.unpublish(ch, "csi-1", "inline"))
 			if mounts := n.volumeMounts(t); len(mounts) != 0 {

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"k8s.io/klog/v2"
 
+	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/driver/holder"
 )
 
@@ -32,14 +32,7 @@ func dialHolder(ctx context.Context, socket, name string) (*holder.Client, error
 	if err != nil {
 		return nil, fmt.Errorf("--holder %s: %w: start erofs-csi holder --socket %s", socket, err, socket)
 	}
-	log := klog.FromContext(ctx)
-	c.OnChange(func(s holder.Status) {
-		if s.Connected {
-			log.Info("The holder is there again", "socket", socket, "items", s.Items)
-		} else {
-			log.Error(s.Err, "The holder is gone: until it is back, mounts do not outlive this process", "socket", socket)
-		}
-	})
+	engine.LogHolder(ctx, c, socket)
 	return c, nil
 }
 

@@ -26,6 +26,18 @@ type Holder interface {
 	Open(dir *os.File, path string, flags int) (fd int, err error)
 }
 
+// LogHolder logs when a holder is lost, and when it is there again.
+func LogHolder(ctx context.Context, c *holder.Client, socket string) {
+	log := klog.FromContext(ctx).WithValues("socket", socket)
+	c.OnChange(func(s holder.Status) {
+		if s.Connected {
+			log.Info("The holder is there again", "items", s.Items)
+		} else {
+			log.Error(s.Err, "The holder is gone: until it is back, mounts do not outlive this process")
+		}
+	})
+}
+
 // keptVersion is that of what is put into the holder. An engine resumes what engines of
 // the same version left; it must grow when an older engine could not serve what a newer
 // one left, or the other way round.

@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
 // raw is a connection that says what it likes.
@@ -408,12 +410,7 @@ func TestLimits(t *testing.T) {
 
 // TestStrangers: only root and the holder's user are served.
 func TestStrangers(t *testing.T) {
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
-	}
+	images.Need(t, "root", os.Geteuid() == 0)
 	path := socketPath(t)
 	r := start(t, path)
 	info, err := os.Stat(path)

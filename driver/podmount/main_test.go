@@ -1,13 +1,10 @@
 package podmount
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -85,62 +82,6 @@ func deadAt(t *testing.T, dir string) Dead {
 	}
 	return Dead{Major: infos[0].Major, Minor: infos[0].Minor, Root: infos[0].Root}
 }
-
-// pod is a shell in a mount namespace of its own.
-type pod struct {
-	cmd *exec.Cmd
-	in  *os.File
-	out *bufio.Reader
-}
-
-// startPod starts a shell by unshare(1) with some flags.
-func startPod(t *testing.T, flags ...string) *pod {
-	t.Helper()
-	p := &pod{cmd: exec.Command("unshare", append(flags, "sh")...)}
-	in, write, err := os.Pipe()
-	must(t, err)
-	read, out, err := os.Pipe()
-	must(t, err)
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = in, out, out
-	p.in, p.out = write, bufio.NewReader(read)
-	must(t, p.cmd.Start())
-	_ = in.Close()
-	_ = out.Close()
-	t.Cleanup(func() {
-		_ = write.Close()
-		_ = p.cmd.Process.Kill()
-		_ = p.cmd.Wait()
-		_ = read.Close()
-	})
-	return p
-}
-
-// try runs a command in the pod, and returns what it prints.
-func (p *pod) try(t *testing.T, command string, args ...any) (text string, ok bool) {
-	t.Helper()
-	_, err := fmt.Fprintf(p.in, command+"\necho \"=$?\"\n", args...)
-	must(t, err)
-	for {
-		line, err := p.out.ReadString('\n')
-		must(t, err)
-		if code, found := strings.CutPrefix(line, "="); found {
-			return strings.TrimSpace(text), strings.TrimSpace(code) == "0"
-		}
-		text += line
-	}
-}
-
-func (p *pod) run(t *testing.T, command string, args ...any) string {
-	t.Helper()
-	text, ok := p.try(t, command, args...)
-	if !ok {
-		t.Fatalf("%s: %s", fmt.Sprintf(command, args...), text)
-	}
-	return text
-}
-
-// pid is a process in the pod's namespace. unshare has become the shell.
-func (p *pod) pid() int { return p.cmd.Process.Pid }
 
 // replaceAll does what the driver does: looks, and has a process replace what it found.
 func replaceAll(t *testing.T, d Dead, front string) (all Report) {

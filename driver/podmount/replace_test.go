@@ -9,17 +9,25 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofs-csi/erofs-csi/test/pod"
 )
 
-// options are those of a mount as a pod sees it, without what is not its own.
-func (p *pod) options(t *testing.T, point string) string {
+// said is what a command prints, without space around it.
+func said(t *testing.T, p *pod.Pod, command string, args ...any) string {
 	t.Helper()
-	return p.run(t, `awk -v p=%s '$5 == p { o = $6 } END { print o }' /proc/self/mountinfo`, point)
+	return strings.TrimSpace(p.Run(t, command, args...))
 }
 
-func (p *pod) mountsAt(t *testing.T, point string) string {
+// optionsOf are those of a mount as a pod sees it, without what is not its own.
+func optionsOf(t *testing.T, p *pod.Pod, point string) string {
 	t.Helper()
-	return p.run(t, `awk -v p=%s '$5 == p' /proc/self/mountinfo | wc -l`, point)
+	return said(t, p, `awk -v p=%s '$5 == p { o = $6 } END { print o }' /proc/self/mountinfo`, point)
+}
+
+func mountsAt(t *testing.T, p *pod.Pod, point string) string {
+	t.Helper()
+	return said(t, p, `awk -v p=%s '$5 == p' /proc/self/mountinfo | wc -l`, point)
 }
 
 // TestReplace: in namespaces of all kinds the new mount is where the dead one was, once,
@@ -44,18 +52,18 @@ func TestReplace(t *testing.T) {
 			must(t, os.Mkdir(filepath.Join(at, "below"), 0o755))
 			must(t, os.Mkdir(filepath.Join(at, "with space\n"), 0o755))
 			must(t, os.WriteFile(filepath.Join(at, "file"), nil, 0o644))
-			p := startPod(t, kind.flags...)
+			p := pod.Start(t, kind.flags...)
 			if kind.enter != "" {
-				p.run(t, "%s", kind.enter)
+				p.Run(t, "%s", kind.enter)
 			}
-			p.run(t, "cd %s", at)
-			p.run(t, "mount --bind %s whole && mount -o remount,bind,ro,nosuid,noexec,noatime whole", dead)
-			p.run(t, "mount --bind %s/sub below && mount -o remount,bind,ro,nodev,nodiratime below", dead)
-			p.run(t, "mount --bind %s/sub/deep/which file", dead)
-			p.run(t, "mount --bind %s \"with space\n\"", dead)
-			p.run(t, "exec 3<whole/which")
+			p.Run(t, "cd %s", at)
+			p.Run(t, "mount --bind %s whole && mount -o remount,bind,ro,nosuid,noexec,noatime whole", dead)
+			p.Run(t, "mount --bind %s/sub below && mount -o remount,bind,ro,nodev,nodiratime below", dead)
+			p.Run(t, "mount --bind %s/sub/deep/which file", dead)
+			p.Run(t, "mount --bind %s \"with space\n\"", dead)
+			p.Run(t, "exec 3<whole/which")
 			if kind.name == "without proc" {
-				p.run(t, "umount -l /proc")
+				p.Run(t, "umount -l /proc")
 			}
 			d := deadAt(t, dead)
 			rep := replaceAll(t, d, front)
@@ -69,28 +77,28 @@ func TestReplace(t *testing.T) {
 				"whole/which": "new .", "whole/sub/which": "new sub", "below/which": "new sub", "below/deep/which": "new sub/deep",
 				"file": "new sub/deep", "'with space\n/which'": "new .",
 			} {
-				if got := p.run(t, "cat %s", file); got != want {
+				if got := said(t, p, "cat %s", file); got != want {
 					t.Errorf("%s: %q, want %q", file, got, want)
 				}
 			}
-			if got := p.run(t, "cat <&3"); got != "old ." {
+			if got := said(t, p, "cat <&3"); got != "old ." {
 				t.Errorf("what was open: %q", got)
 			}
-			if got, ok := p.try(t, "touch whole/x"); ok {
+			if got, ok := p.Try(t, "touch whole/x"); ok {
 				t.Errorf("the new mount can be written to: %s", got)
 			}
 			if kind.name == "without proc" {
-				p.run(t, "mount -t proc proc /proc")
+				p.Run(t, "mount -t proc proc /proc")
 			}
 			for point, want := range map[string]string{
 				"whole": "ro,nosuid,nodev,noexec,noatime", "below": "ro,nodev,nodiratime,relatime", "file": "ro,nodev,relatime",
 			} {
 				point = filepath.Join(at, point)
 				// Where mounts are shared with this namespace, that is where they were replaced.
-				if got := sortedOptions(p.options(t, point)); got != sortedOptions(want) && kind.name != "shared" {
+				if got := sortedOptions(optionsOf(t, p, point)); got != sortedOptions(want) && kind.name != "shared" {
 					t.Errorf("%s: options %s, want %s", point, got, want)
 				}
-				if n := p.mountsAt(t, point); n != "1" && kernelAtLeast(t, 6, 5) {
+				if n := mountsAt(t, p, point); n != "1" && kernelAtLeast(t, 6, 5) {
 					t.Errorf("%s mounts at %s", n, point)
 				}
 			}
@@ -98,7 +106,7 @@ func TestReplace(t *testing.T) {
 			if rep := replaceAll(t, d, front); len(rep.Left)+len(rep.Replaced) > 0 {
 				t.Errorf("again: %+v", rep)
 			}
-			p.run(t, "cd / && exec 3<&- && umount %s/whole %s/below %s/file", at, at, at)
+			p.Run(t, "cd / && exec 3<&- && umount %s/whole %s/below %s/file", at, at, at)
 		})
 	}
 }
@@ -117,17 +125,17 @@ func TestLeftAlone(t *testing.T) {
 		must(t, os.MkdirAll(filepath.Join(at, name), 0o755))
 	}
 	other := mountTree(t, base, "other")
-	p := startPod(t, "-m", "--propagation", "private")
-	p.run(t, "cd %s", at)
+	p := pod.Start(t, "-m", "--propagation", "private")
+	p.Run(t, "cd %s", at)
 	for _, point := range []string{"plain", "covered", "hidden/below"} {
-		p.run(t, "mount --bind %s %s", dead, point)
+		p.Run(t, "mount --bind %s %s", dead, point)
 	}
-	p.run(t, "mount -t tmpfs mine covered && echo mine >covered/which")
-	p.run(t, "mount -t tmpfs mine hidden && mkdir hidden/below && echo mine >hidden/below/which")
-	p.run(t, "mount -t tmpfs %s fake && echo mine >fake/which", source)
-	p.run(t, "mount --bind %s other", other)
-	p.run(t, "ln -s %s link", dead)
-	before := p.run(t, "grep -e %s/ /proc/self/mountinfo", at)
+	p.Run(t, "mount -t tmpfs mine covered && echo mine >covered/which")
+	p.Run(t, "mount -t tmpfs mine hidden && mkdir hidden/below && echo mine >hidden/below/which")
+	p.Run(t, "mount -t tmpfs %s fake && echo mine >fake/which", source)
+	p.Run(t, "mount --bind %s other", other)
+	p.Run(t, "ln -s %s link", dead)
+	before := p.Run(t, "grep -e %s/ /proc/self/mountinfo", at)
 	rep := replaceAll(t, deadAt(t, dead), front)
 	for _, point := range rep.Replaced {
 		if point != dead && point != filepath.Join(at, "plain") {
@@ -137,18 +145,18 @@ func TestLeftAlone(t *testing.T) {
 	if len(rep.Left) != 1 || rep.Left[0].Mountpoint != filepath.Join(at, "hidden/below") || !strings.Contains(rep.Left[0].Why, "something else") {
 		t.Errorf("left %q, want what is hidden", rep.Left)
 	}
-	if after := p.run(t, "grep -e %s/ /proc/self/mountinfo", at); !sameButPlain(before, after) {
+	if after := p.Run(t, "grep -e %s/ /proc/self/mountinfo", at); !sameButPlain(before, after) {
 		t.Errorf("mounts:\n%s\nwere:\n%s", after, before)
 	}
 	for _, file := range []string{"covered/which", "hidden/below/which", "fake/which"} {
-		if got := p.run(t, "cat %s", file); got != "mine" {
+		if got := said(t, p, "cat %s", file); got != "mine" {
 			t.Errorf("%s: %q", file, got)
 		}
 	}
-	if got := p.run(t, "cat other/which"); got != "other ." {
+	if got := said(t, p, "cat other/which"); got != "other ." {
 		t.Errorf("another mount of the same kind: %q", got)
 	}
-	p.run(t, "umount covered hidden && cat covered/which") // it is what it was
+	p.Run(t, "umount covered hidden && cat covered/which") // it is what it was
 }
 
 // sameButPlain compares mounts, without the one that is to be replaced.
@@ -164,11 +172,11 @@ func TestOtherUsers(t *testing.T) {
 	base := newBase(t)
 	dead, front, at := mountTree(t, base, "old"), mountTree(t, base, "new"), filepath.Join(base, "pod")
 	must(t, os.MkdirAll(filepath.Join(at, "mapped"), 0o755))
-	users := startPod(t, "-U", "-r", "-m", "--propagation", "private")
-	users.run(t, "cat %s/which", dead)
-	mapped := mountIDMapped(t, dead, filepath.Join(at, "mapped"), users.pid())
-	p := startPod(t, "-m", "--propagation", "private")
-	p.run(t, "cd %s", at)
+	users := pod.Start(t, "-U", "-r", "-m", "--propagation", "private")
+	users.Run(t, "cat %s/which", dead)
+	mapped := mountIDMapped(t, dead, filepath.Join(at, "mapped"), users.PID())
+	p := pod.Start(t, "-m", "--propagation", "private")
+	p.Run(t, "cd %s", at)
 	rep := replaceAll(t, deadAt(t, dead), front)
 	why := make(map[string]int)
 	for _, l := range rep.Left {
@@ -177,10 +185,10 @@ func TestOtherUsers(t *testing.T) {
 	if why[errUserNamespace.Error()] != 1 || mapped && why[errIDMapped.Error()] != 1 {
 		t.Errorf("left %+v", rep.Left)
 	}
-	if got := users.run(t, "cat %s/which", dead); got != "old ." {
+	if got := said(t, users, "cat %s/which", dead); got != "old ." {
 		t.Errorf("in a user namespace: %q", got)
 	}
-	if got := p.run(t, "cat %s/which", dead); got != "new ." {
+	if got := said(t, p, "cat %s/which", dead); got != "new ." {
 		t.Errorf("the mount that is not id-mapped: %q", got)
 	}
 }
@@ -208,16 +216,16 @@ func mountIDMapped(t *testing.T, dir, target string, pid int) bool {
 func TestGone(t *testing.T) {
 	base := newBase(t)
 	dead, front := mountTree(t, base, "old"), mountTree(t, base, "new")
-	p := startPod(t, "-m", "--propagation", "private")
-	p.run(t, "true")
-	_, err := replace(Request{PID: p.pid(), Namespace: 1, Dead: deadAt(t, dead), Front: front})
+	p := pod.Start(t, "-m", "--propagation", "private")
+	p.Run(t, "true")
+	_, err := replace(Request{PID: p.PID(), Namespace: 1, Dead: deadAt(t, dead), Front: front})
 	if err == nil || !strings.Contains(err.Error(), "want 1") {
 		t.Errorf("another namespace: %v", err)
 	}
 	if _, err := replace(Request{PID: 1 << 30, Namespace: 1, Dead: deadAt(t, dead), Front: front}); err == nil {
 		t.Error("a process that is not there")
 	}
-	if got := p.run(t, "cat %s/which", dead); got != "old ." {
+	if got := said(t, p, "cat %s/which", dead); got != "old ." {
 		t.Errorf("%q", got)
 	}
 }
@@ -227,16 +235,16 @@ func TestGone(t *testing.T) {
 func TestReplaceOnTop(t *testing.T) {
 	base := newBase(t)
 	dead, front := mountTree(t, base, "old"), mountTree(t, base, "new")
-	p := startPod(t, "-m", "--propagation", "private")
-	p.run(t, "cat %s/which", dead)
+	p := pod.Start(t, "-m", "--propagation", "private")
+	p.Run(t, "cat %s/which", dead)
 	rep := replaceBy(t, "old", deadAt(t, dead), front)
 	if !slices.Equal(rep.Replaced, []string{dead}) || len(rep.Left) > 0 {
 		t.Fatalf("report %+v", rep)
 	}
-	if got := p.run(t, "cat %s/which", dead); got != "new ." {
+	if got := said(t, p, "cat %s/which", dead); got != "new ." {
 		t.Errorf("%q", got)
 	}
-	if n := p.mountsAt(t, dead); n != "2" {
+	if n := mountsAt(t, p, dead); n != "2" {
 		t.Errorf("%s mounts, want the new one on the dead one", n)
 	}
 	if rep := replaceBy(t, "old", deadAt(t, dead), front); len(rep.Left)+len(rep.Replaced) > 0 {

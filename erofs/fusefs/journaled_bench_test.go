@@ -14,9 +14,7 @@ import (
 
 // BenchmarkJournaled compares requests that are kept in a journal with those that are not.
 func BenchmarkJournaled(b *testing.B) {
-	if os.Getuid() != 0 {
-		b.Skip("needs root")
-	}
+	images.Need(b, "root", os.Getuid() == 0)
 	const size = 4 << 20
 	tree := b.TempDir()
 	if err := os.WriteFile(filepath.Join(tree, "file"), make([]byte, size), 0o600); err != nil {

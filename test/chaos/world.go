@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -91,6 +92,8 @@ var imageKinds = []struct {
 	{"spare", treeKind{seed: 7, files: 40, most: 100_000, big: 10 << 20}, nil},
 }
 
+var mkfsVersion = regexp.MustCompile(`(?m)^mkfs\.erofs .*\d+\.\d+.*$`)
+
 func makeStock(ctx context.Context, dir string) (s *stock, err error) {
 	s = &stock{dir: dir}
 	if s.registry, err = startRegistry(); err != nil {
@@ -105,10 +108,10 @@ func makeStock(ctx context.Context, dir string) (s *stock, err error) {
 		mkfs = filepath.Join(utils, "mkfs.erofs")
 	}
 	version, err := exec.CommandContext(ctx, mkfs, "-V").CombinedOutput()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", mkfs, err)
+	// 1.5 says its version, and that it knows no -V.
+	if s.mkfs = mkfsVersion.FindString(string(version)); s.mkfs == "" {
+		return nil, fmt.Errorf("%s -V: %w: %s", mkfs, err, version)
 	}
-	s.mkfs, _, _ = strings.Cut(string(version), "\n")
 	if err := os.MkdirAll(filepath.Join(dir, "images"), 0o755); err != nil {
 		return nil, err
 	}
