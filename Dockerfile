@@ -1,7 +1,7 @@
-# The container image: the static binary and the small one of the holder beside it, the
-# certificates of registries' authorities and the licence, no shell. What is in it is made by `make image-rootfs`, which makes
-# the same without a container engine. The nodes bring the kernel's fuse, overlay and
-# erofs.
+# The container image: the static binary and the small ones of the holder and the
+# supervisor beside it, the certificates of registries' authorities and the licence, no
+# shell. What is in it is made by `make image-rootfs`, which makes the same without a
+# container engine. The nodes bring the kernel's fuse, overlay and erofs.
 #
 #   make image IMAGE=registry.example/erofs-csi:1 PLATFORM=linux/amd64,linux/arm64
 FROM --platform=$BUILDPLATFORM golang:1.26-trixie AS build

@@ -48,9 +48,11 @@ help: ## Print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Build bin/erofs-csi and bin/erofs-csi-holder, static
+build: ## Build bin/erofs-csi and the small programs beside it, static
 	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/erofs-csi
-	@CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)-holder ./cmd/erofs-csi-holder
+	@for name in holder supervisor; do \
+		CGO_ENABLED=0 GOOS=$(GOOS) GOARCH=$(GOARCH) $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)-$$name ./cmd/erofs-csi-$$name || exit; \
+	done
 
 .PHONY: kubectl-erofs
 kubectl-erofs: build ## Build bin/kubectl-erofs; in PATH, it is "kubectl erofs"

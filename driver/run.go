@@ -14,6 +14,7 @@ import (
 	"github.com/erofs-csi/erofs-csi/driver/claims"
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/driver/metrics"
+	"github.com/erofs-csi/erofs-csi/driver/supervise"
 	"github.com/erofs-csi/erofs-csi/driver/taints"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
@@ -106,7 +107,7 @@ func RunNode(ctx context.Context, cfg Config) error {
 	if cfg.MetricsAddress != "" {
 		samples := &sampling{store: store, volumes: volumes, readStatus: cfg.ReadStatus, prober: newProber(sampleTimeout)}
 		source := metrics.Source{
-			Version: cfg.Version, Ready: server.ready.Load,
+			Version: cfg.Version, Ready: server.ready.Load, Deaths: supervise.Deaths(),
 			Store: store.Counts, Engine: mounts.Counts, Volumes: volumes.byFront, Sample: samples.take,
 		}
 		if kept != nil {

@@ -12,12 +12,16 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/supervise"
 )
 
 // minProcs is the least GOMAXPROCS. Our threads wait for disks more than they
@@ -31,6 +35,8 @@ func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(engine.GCPercent)
 	}
+	// What is inherited, such as supervise.Alive, is not for the programs that this one starts.
+	_ = unix.CloseRange(supervise.Alive, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
 	"github.com/erofs-csi/erofs-csi/driver/metrics"
+	"github.com/erofs-csi/erofs-csi/driver/supervise"
 )
 
 // sampleTimeout bounds what another process is asked for a sample.
@@ -25,7 +26,7 @@ func (s *mountServer) serveMetrics(ctx context.Context, address string) {
 	status := statusByChild(s.flags.stateDir)
 	source := metrics.Source{
 		Version: releaseName(), Ready: s.ready.Load,
-		Store: s.store.Counts, Engine: s.engine.Counts, Volumes: s.byFront,
+		Deaths: supervise.Deaths(), Store: s.store.Counts, Engine: s.engine.Counts, Volumes: s.byFront,
 		Sample: func(ctx context.Context) (got metrics.Sample, err error) {
 			usage, usageErr := s.store.Usage()
 			if usageErr == nil {

@@ -45,14 +45,14 @@ func TestImageRootfs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"/LICENSE", "/erofs-csi", "/erofs-csi-holder", "/etc/ssl/certs/ca-certificates.crt"}; !slices.Equal(files, want) {
+	if want := []string{"/LICENSE", "/erofs-csi", "/erofs-csi-holder", "/erofs-csi-supervisor", "/etc/ssl/certs/ca-certificates.crt"}; !slices.Equal(files, want) {
 		t.Errorf("files %q, want %q", files, want)
 	}
 	bundle, err := os.ReadFile(dir + "/etc/ssl/certs/ca-certificates.crt")
 	if err != nil || !x509.NewCertPool().AppendCertsFromPEM(bundle) {
 		t.Errorf("the certificates hold none: %v", err)
 	}
-	for _, name := range []string{"erofs-csi", holderProgram} {
+	for _, name := range []string{"erofs-csi", holderProgram, "erofs-csi-supervisor"} {
 		binary, err := elf.Open(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)

@@ -28,6 +28,7 @@ func gauge(name, help string, labels ...string) metric {
 var (
 	buildInfo = gauge("build_info", "The release that runs; always 1.", "version", "go_version")
 	ready     = gauge("ready", "Whether all volumes of before a restart are rebuilt.")
+	deaths    = counter("deaths_total", "Times that the process was killed or crashed, and was started again.")
 
 	pullsStarted        = counter("pulls_started_total", "Images that were not on the node and were asked for.")
 	pullsFinished       = counter("pulls_finished_total", "Pulls that ended, by how.", "result")
@@ -101,6 +102,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}()
 	out(buildInfo, 1, c.src.Version, runtime.Version())
 	out(ready, truth(c.src.Ready()))
+	out(deaths, float64(c.src.Deaths))
 	collectStore(out, c.src.Store())
 	collectEngine(out, c.src.Engine())
 	if c.src.Holder != nil {

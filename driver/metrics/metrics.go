@@ -20,8 +20,10 @@ const prefix = "erofs_csi_"
 type Source struct {
 	Version string
 	Ready   func() bool
-	Store   func() nodecache.Counts
-	Engine  func() engine.Counts
+	// Deaths is how often the process died before it was started.
+	Deaths int
+	Store  func() nodecache.Counts
+	Engine func() engine.Counts
 	// Holder tells how the process stands with its holder; nil: there is to be none.
 	Holder func() holder.Status
 	// Volumes are their numbers by front.

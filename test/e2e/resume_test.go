@@ -81,8 +81,8 @@ func (r *run) wantReads(t *testing.T, when string, p *corev1.Pod) {
 	}
 }
 
-// TestPluginRestartsUnderReaders: the plugin's pod is deleted, deleted by force, and killed,
-// and no read of any pod fails.
+// TestPluginRestartsUnderReaders: the plugin's pod is deleted, deleted by force, the plugin
+// is killed, and all of its container, and no read of any pod fails.
 func TestPluginRestartsUnderReaders(t *testing.T) {
 	r := suite
 	pods := []*corev1.Pod{
@@ -115,11 +115,25 @@ func TestPluginRestartsUnderReaders(t *testing.T) {
 		}
 		return p.Status.ContainerStatuses[0].RestartCount, ready(p)
 	}
+	// Its supervisor, whose command line begins with its own name, starts the next one.
 	before, _ := restarts(t.Context())
-	r.onNode(t, "sh", "-c", `for p in /proc/[0-9]*; do
-		if tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q '^/erofs-csi node '; then kill -9 ${p#/proc/}; fi
-	done`)
-	err := poll(t.Context(), "the killed plugin to be back", func(ctx context.Context) (bool, error) {
+	pid := r.plugins(t, "/erofs-csi node ")
+	r.onNode(t, "kill", "-9", pid)
+	err := poll(t.Context(), "the next plugin", func(context.Context) (bool, error) {
+		now := r.plugins(t, "/erofs-csi node ")
+		return now != "" && now != pid, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("after it was killed")
+	if n, _ := restarts(t.Context()); n != before {
+		t.Errorf("its container was restarted %d times, want %d", n, before)
+	}
+
+	// As the kernel does when the container is out of memory.
+	r.onNode(t, append([]string{"kill", "-9"}, strings.Fields(r.plugins(t, "/erofs-csi-supervisor ")+" "+r.plugins(t, "/erofs-csi node "))...)...)
+	err = poll(t.Context(), "the killed container to be back", func(ctx context.Context) (bool, error) {
 		n, is := restarts(ctx)
 		return is && n > before, nil
 	})
@@ -127,6 +141,14 @@ func TestPluginRestartsUnderReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.registered(t)
-	check("after it was killed")
+	check("after all of its container was killed")
 	r.wantTree(t, pods[0].Name, "/v", r.v1.dir)
+}
+
+// plugins are the processes of the node whose command lines begin so.
+func (r *run) plugins(t *testing.T, command string) string {
+	t.Helper()
+	return strings.TrimSpace(r.onNode(t, "sh", "-c", `for p in /proc/[0-9]*; do
+		if tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q "^$0"; then echo ${p#/proc/}; fi
+	done`, command))
 }
