@@ -117,11 +117,14 @@ func TestPluginRestartsUnderReaders(t *testing.T) {
 	}
 	// Its supervisor, whose command line begins with its own name, starts the next one.
 	before, _ := restarts(t.Context())
-	pid := r.plugins(t, "/erofs-csi node ")
-	r.onNode(t, "kill", "-9", pid)
-	err := poll(t.Context(), "the next plugin", func(context.Context) (bool, error) {
-		now := r.plugins(t, "/erofs-csi node ")
-		return now != "" && now != pid, nil
+	pid, err := r.processes(t.Context(), "/erofs-csi node ")
+	if len(pid) != 1 || err != nil {
+		t.Fatalf("plugins on the node: %q, %v, want one", pid, err)
+	}
+	r.onNode(t, "kill", "-9", pid[0])
+	err = poll(t.Context(), "the next plugin", func(ctx context.Context) (bool, error) {
+		now, err := r.processes(ctx, "/erofs-csi node ")
+		return len(now) == 1 && now[0] != pid[0], err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +135,11 @@ func TestPluginRestartsUnderReaders(t *testing.T) {
 	}
 
 	// As the kernel does when the container is out of memory.
-	r.onNode(t, append([]string{"kill", "-9"}, strings.Fields(r.plugins(t, "/erofs-csi-supervisor ")+" "+r.plugins(t, "/erofs-csi node "))...)...)
+	all, err := r.processes(t.Context(), `/erofs-csi\(-supervisor /erofs-csi\)\? node `)
+	if len(all) != 2 || err != nil {
+		t.Fatalf("processes of the plugin's container: %q, %v, want two", all, err)
+	}
+	r.onNode(t, append([]string{"kill", "-9"}, all...)...)
 	err = poll(t.Context(), "the killed container to be back", func(ctx context.Context) (bool, error) {
 		n, is := restarts(ctx)
 		return is && n > before, nil
@@ -145,10 +152,11 @@ func TestPluginRestartsUnderReaders(t *testing.T) {
 	r.wantTree(t, pods[0].Name, "/v", r.v1.dir)
 }
 
-// plugins are the processes of the node whose command lines begin so.
-func (r *run) plugins(t *testing.T, command string) string {
-	t.Helper()
-	return strings.TrimSpace(r.onNode(t, "sh", "-c", `for p in /proc/[0-9]*; do
-		if tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q "^$0"; then echo ${p#/proc/}; fi
-	done`, command))
+// processes are those of the node whose command lines begin with what a basic regular
+// expression says.
+func (r *run) processes(ctx context.Context, command string) ([]string, error) {
+	out, err := r.exec(ctx, r.namespace, r.observer, nil, "nsenter", "-t", "1", "-m", "-p", "--", "sh", "-c", `for p in /proc/[0-9]*; do
+		if tr '\0' ' ' 2>/dev/null <$p/cmdline | grep -q "^$0"; then echo ${p#/proc/}; fi
+	done`, command)
+	return strings.Fields(out), err
 }
