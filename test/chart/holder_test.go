@@ -1,9 +1,11 @@
 package chart
 
 import (
+	"fmt"
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -61,6 +63,66 @@ func TestHolderStays(t *testing.T) {
 	want := []string{"app.kubernetes.io/component", "app.kubernetes.io/instance", "app.kubernetes.io/name"}
 	if got := slices.Sorted(maps.Keys(labels)); !slices.Equal(got, want) {
 		t.Errorf("labels of the pods %q, want %q", got, want)
+	}
+}
+
+// TestUpdateStrategy: an upgrade goes from node to node by itself where that ends no mount,
+// and warns where it would; what is set stands, whole.
+func TestUpdateStrategy(t *testing.T) {
+	rolling := map[string]any{"type": "RollingUpdate", "rollingUpdate": map[string]any{"maxUnavailable": 1}}
+	onDelete := map[string]any{"type": "OnDelete"}
+	for _, c := range []struct {
+		holder    bool
+		set, want map[string]any
+		warns     bool
+	}{
+		{true, nil, rolling, false},
+		{true, onDelete, onDelete, false},
+		{true, map[string]any{"type": "RollingUpdate"}, map[string]any{"type": "RollingUpdate"}, false},
+		{false, nil, onDelete, false},
+		{false, onDelete, onDelete, false},
+		{false, rolling, rolling, true},
+	} {
+		node := map[string]any{}
+		if c.set != nil {
+			node["updateStrategy"] = c.set
+		}
+		manifest, notes, err := render(t, map[string]any{"holder": map[string]any{"enabled": c.holder}, "node": node})
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+			continue
+		}
+		var got any
+		for _, o := range objects(t, []byte(manifest)) {
+			if o["kind"] == "DaemonSet" && dig(o, "spec", "selector", "matchLabels", "app.kubernetes.io/component") == "node" {
+				got = dig(o, "spec", "updateStrategy")
+			}
+		}
+		if fmt.Sprint(got) != fmt.Sprint(c.want) { // an int64 here, an int there
+			t.Errorf("holder %v, set %v: %v, want %v", c.holder, c.set, got, c.want)
+		}
+		if warns := strings.Contains(notes, "WARNING"); warns != c.warns {
+			t.Errorf("holder %v, set %v: warned: %v, want %v: %s", c.holder, c.set, warns, c.warns, notes)
+		}
+		if told := strings.Contains(notes, "when you delete its pod"); told != (c.want["type"] == "OnDelete") {
+			t.Errorf("holder %v, set %v: notes do not tell how to upgrade: %s", c.holder, c.set, notes)
+		}
+	}
+}
+
+// TestAbandonAfter: the holder's own program takes it, 0 included.
+func TestAbandonAfter(t *testing.T) {
+	for value, want := range map[any]string{nil: "5m", "90s": "90s", "1h30m": "1h30m", 0: "0", "0": "0"} {
+		values := map[string]any{}
+		if value != nil {
+			values["abandonAfter"] = value
+		}
+		o := holderOf(t, map[string]any{"holder": values})
+		containers, _ := dig(o, "spec", "template", "spec", "containers").([]any)
+		args, _ := dig(containers[0], "args").([]any)
+		if arg := "--abandon-after=" + want; !slices.Contains(args, any(arg)) {
+			t.Errorf("%v: arguments %v, want %s", value, args, arg)
+		}
 	}
 }
 

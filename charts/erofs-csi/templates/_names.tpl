@@ -51,6 +51,19 @@ app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
 {{- include "erofs-csi.image" (list $image .Chart.AppVersion) -}}
 {{- end -}}
 
+{{- /* Of the node plugin. Without a holder the mounts of a node end with it. */ -}}
+{{- define "erofs-csi.updateStrategy" -}}
+{{- if .Values.node.updateStrategy -}}
+{{- toYaml .Values.node.updateStrategy -}}
+{{- else if .Values.holder.enabled -}}
+type: RollingUpdate
+rollingUpdate:
+  maxUnavailable: 1
+{{- else -}}
+type: OnDelete
+{{- end -}}
+{{- end -}}
+
 {{- /* How both commands reach registries: call with (list . "node's hosts directory"). */ -}}
 {{- define "erofs-csi.registryArgs" -}}
 {{- $registries := (index . 0).Values.registries }}
