@@ -119,7 +119,7 @@ vet: ## go vet
 	@cd test/e2e && $(GO) vet ./...
 
 .PHONY: e2e
-e2e: build ## End-to-end tests against the cluster of KUBECONFIG (test/e2e/README.md)
+e2e: kubectl-erofs ## End-to-end tests against the cluster of KUBECONFIG (test/e2e/README.md)
 	@cd test/e2e && $(GO) test -count=1 -v -timeout $(E2E_TIMEOUT) $(E2EFLAGS) .
 
 .PHONY: e2e-kind

@@ -77,7 +77,7 @@ type nodeStatus struct {
 	Pod      string `json:"pod"`
 	Phase    string `json:"phase"`
 	Ready    bool   `json:"ready"`
-	Restarts int    `json:"restarts"` // of the plugin; each interrupted the volumes of the node
+	Restarts int    `json:"restarts"` // of the plugin
 	// Error is why the plugin did not tell all of what follows; empty: it did.
 	Error   string                `json:"error,omitempty"`
 	Engines []engine.Status       `json:"engines"`
