@@ -29,7 +29,7 @@ const defaultKubeletDir = "/var/lib/kubelet"
 type doctorFlags struct {
 	asJSON                         bool
 	cacheDir, stateDir, kubeletDir string
-	registry                       string
+	holder, registry               string
 	plainHTTP                      []string
 	registries                     nodecache.RegistryConfig
 }
@@ -40,8 +40,8 @@ func doctorCommand() *cobra.Command {
 		Use:   "doctor [--registry HOST/REPO[:TAG]] [--json]",
 		Short: "Check what this node can do, and say what to do",
 		Long: `Tries on this machine what a node plugin needs of it: mounts a small image by each
-front, writes to the cache directory, looks at limits, mount propagation, the clock
-and the plugin itself, and with --registry asks a registry for an image. Each line is
+front, writes to the cache directory, looks at limits, mount propagation, the clock,
+the plugin itself and its holder, and with --registry asks a registry for an image. Each line is
 a check: ok, warn or fail, what was found, and after "->" what to do. Exit code 1 if
 one fails.
 
@@ -58,6 +58,7 @@ directory, where this command runs in its container.`,
 	addCacheDir(flags, &f.cacheDir)
 	addStateDir(flags, &f.stateDir)
 	flags.StringVar(&f.kubeletDir, "kubelet-dir", defaultKubeletDir, "kubelet's `DIR`, below which the plugin mounts volumes")
+	flags.StringVar(&f.holder, "holder", "", "`SOCK` of the plugin's holder")
 	flags.StringVar(&f.registry, "registry", "", "`HOST/REPO[:TAG]` of an image to ask its registry for")
 	addPlainHTTP(flags, &f.plainHTTP)
 	addRegistries(flags, &f.registries)
@@ -82,8 +83,8 @@ func runDoctor(ctx context.Context, out io.Writer, f *doctorFlags) error {
 	cfg := doctor.Config{
 		CacheDir: f.cacheDir, StateDir: f.stateDir, KubeletDir: f.kubeletDir,
 		ReadStatus: statusByChild(f.stateDir), Built: builtAt(),
-		Registry: f.registry,
-		Resolve:  func(ctx context.Context) (string, error) { return resolve(ctx, f) },
+		Holder: f.holder, Registry: f.registry,
+		Resolve: func(ctx context.Context) (string, error) { return resolve(ctx, f) },
 	}
 	remove, err := makeScratch(ctx, &cfg)
 	if err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 
+	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -12,7 +13,7 @@ import (
 func (n *node) plugin(ctx context.Context) Finding {
 	list, err := n.ReadStatus(ctx)
 	if err != nil {
-		return fail("look at the log of the plugin; a restart of its pod interrupts the volumes of the node", "%v", err)
+		return fail("look at the log of the plugin", "%v", err)
 	}
 	if len(list) == 0 {
 		return warn("install the driver, or name the state directory of the plugin by --state-dir", "none runs with the state directory %s", n.StateDir)
@@ -31,6 +32,29 @@ func (n *node) plugin(ctx context.Context) Finding {
 		who = "processes"
 	}
 	return ok("%d %s, %d volumes in %d domains", len(list), who, volumes, domains)
+}
+
+// holder asks the plugin's holder what it keeps.
+func (n *node) holder(ctx context.Context) Finding {
+	const risk = "a restart of the plugin would end the mounts"
+	names, err := holder.List(ctx, n.Holder)
+	if err != nil {
+		return warn("look at the holder's pod on this node, and do not restart the plugin before it is well", "%s: %v: %s", n.Holder, err, risk)
+	}
+	clients, descriptors := 0, 0
+	for _, name := range names {
+		if !name.Claimed {
+			continue
+		}
+		clients++
+		for _, it := range name.Items {
+			descriptors += it.Descriptors
+		}
+	}
+	if clients == 0 {
+		return warn("look at the log of the plugin, and do not restart it before it has its holder", "%s answers, and no plugin has claimed it: %s", n.Holder, risk)
+	}
+	return ok("keeps %d descriptors of a plugin that runs", descriptors)
 }
 
 // registry resolves a reference as a volume's.

@@ -30,6 +30,8 @@ type Config struct {
 	Mount   []string
 	// ReadStatus is engine.ReadStatus of StateDir by another process.
 	ReadStatus func(context.Context) ([]engine.Status, error)
+	// Holder is the socket of the plugin's holder; empty: it has none.
+	Holder string
 	// Registry is a reference that is to be resolved by Resolve; empty: none.
 	Registry string
 	// Resolve asks the registry for what Registry means.
@@ -109,8 +111,11 @@ func (n *node) checks() []check {
 		check{"open files", n.openFiles},
 		check{"state directory", n.stateDir},
 		check{"node plugin", n.plugin},
-		check{"clock", n.clock},
 	)
+	if n.Holder != "" {
+		list = append(list, check{"holder", n.holder})
+	}
+	list = append(list, check{"clock", n.clock})
 	if n.Registry != "" {
 		list = append(list, check{"registry", n.registry})
 	}

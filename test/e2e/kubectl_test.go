@@ -245,8 +245,10 @@ func TestKubectlDoctor(t *testing.T) {
 	if got := found["front "+front]; got.Result != "ok" {
 		t.Errorf("the front that pods have is %+v", got)
 	}
-	if got := found["registry"]; got.Result != "ok" {
-		t.Errorf("the registry of the image is %+v", got)
+	for _, check := range []string{"registry", "node plugin", "holder"} {
+		if got := found[check]; got.Result != "ok" {
+			t.Errorf("%s: %+v", check, got)
+		}
 	}
 	text := k.must(t, "doctor", r.node)
 	for check, f := range found {
