@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -39,6 +40,22 @@ type condition struct {
 }
 
 func (c condition) abnormal() bool { return c.reason != "" }
+
+// maxHealthMessage is what Kubernetes takes for the message of a condition in a pod's
+// status, in bytes: v1.VolumeHealthCondition of k8s.io/api 0.37. Kubelet passes on what it
+// is told, and the API refuses the whole status with one that is longer.
+const maxHealthMessage = 1024
+
+// told is a message as a response may have it: valid UTF-8, without which it could not be
+// sent, of at most maxHealthMessage bytes.
+func told(message string) string {
+	const more = "..."
+	message = strings.ToValidUTF8(message, "\uFFFD")
+	if len(message) > maxHealthMessage {
+		message = strings.ToValidUTF8(message[:maxHealthMessage-len(more)], "") + more
+	}
+	return message
+}
 
 func inaccessible(reason string, err error) condition {
 	status := csi.VolumeHealthErrorType_INACCESSIBLE

@@ -195,7 +195,7 @@ func (s *nodeService) NodeGetVolumeHealth(ctx context.Context, req *csi.NodeGetV
 	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
 	if condition.abnormal() {
 		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
-			Status: condition.status, Reason: condition.reason, Message: condition.message,
+			Status: condition.status, Reason: condition.reason, Message: told(condition.message),
 		}}
 	}
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil

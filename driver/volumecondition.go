@@ -34,7 +34,7 @@ func setVolumeCondition(res *csi.NodeGetVolumeStatsResponse, c condition) {
 		b = protowire.AppendVarint(b, 1)
 	}
 	b = protowire.AppendTag(b, fieldConditionMessage, protowire.BytesType)
-	b = protowire.AppendString(b, message)
+	b = protowire.AppendString(b, told(message))
 
 	unknown := protowire.AppendTag(res.ProtoReflect().GetUnknown(), fieldVolumeCondition, protowire.BytesType)
 	res.ProtoReflect().SetUnknown(protowire.AppendBytes(unknown, b))
