@@ -166,7 +166,7 @@ func TestSanity(t *testing.T) {
 }
 
 // TestHealth: a volume that is well has nothing wrong, and one whose mount was taken away
-// says so.
+// says so; where the cluster wants to know, in the pod's status, too.
 func TestHealth(t *testing.T) {
 	r := suite
 	pod, kubelet := r.caller(t)
@@ -183,6 +183,45 @@ func TestHealth(t *testing.T) {
 	if got := ask(); !strings.HasPrefix(got, "INACCESSIBLE NotMounted") {
 		t.Errorf("without its mount the volume has %q, want INACCESSIBLE NotMounted", got)
 	}
+	if !r.asksForHealth(t) {
+		return
+	}
+	var seen []corev1.PodVolumeHealth
+	err := poll(t.Context(), "the pod's status to tell", func(ctx context.Context) (bool, error) {
+		now, err := r.client.CoreV1().Pods(r.namespace).Get(ctx, p.Name, metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		seen = now.Status.VolumeHealth
+		return len(seen) == 1 && len(seen[0].HealthConditions) == 1, nil
+	})
+	if err != nil {
+		t.Fatalf("%v: %+v", err, seen)
+	}
+	condition := seen[0].HealthConditions[0]
+	if seen[0].Name != "v" || condition.Status != corev1.VolumeHealthInaccessible || condition.Reason != "NotMounted" || !strings.Contains(condition.Message, target) {
+		t.Errorf("the pod's status has %+v", seen)
+	}
+}
+
+// asksForHealth tells whether kubelet asks for the health of volumes and the API has a place
+// for it: the gate CSIVolumeHealth of both, which is off unless the cluster turns it on.
+func (r *run) asksForHealth(t *testing.T) bool {
+	t.Helper()
+	on := 0
+	for _, path := range []string{"/metrics", "/api/v1/nodes/" + r.node + "/proxy/metrics"} {
+		raw, err := r.client.CoreV1().RESTClient().Get().AbsPath(path).DoRaw(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(raw)) {
+			if strings.HasPrefix(line, `kubernetes_feature_enabled{name="CSIVolumeHealth",`) && strings.HasSuffix(line, " 1\n") {
+				on++
+			}
+		}
+	}
+	t.Logf("the gate CSIVolumeHealth is on in %d of API server and kubelet", on)
+	return on == 2
 }
 
 // onNode runs a program of the node in its namespaces.
