@@ -28,6 +28,11 @@ func holderOf(t *testing.T, values map[string]any) map[string]any {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return holderIn(t, manifest)
+}
+
+func holderIn(t *testing.T, manifest string) map[string]any {
+	t.Helper()
 	for _, o := range objects(t, []byte(manifest)) {
 		if o["kind"] == "DaemonSet" && dig(o, "spec", "selector", "matchLabels", "app.kubernetes.io/component") == "holder" {
 			return o
@@ -35,6 +40,16 @@ func holderOf(t *testing.T, values map[string]any) map[string]any {
 	}
 	t.Fatal("no holder")
 	return nil
+}
+
+// imageOf is the image of the one container of a DaemonSet.
+func imageOf(t *testing.T, o map[string]any) any {
+	t.Helper()
+	containers, _ := dig(o, "spec", "template", "spec", "containers").([]any)
+	if len(containers) != 1 {
+		t.Fatalf("%d containers", len(containers))
+	}
+	return dig(containers[0], "image")
 }
 
 // TestHolderStays: what the values of an upgrade change changes neither the template of the
@@ -140,8 +155,7 @@ func TestHolderImage(t *testing.T) {
 		{map[string]any{"repository": "r/d", "tag": "2", "digest": digest}, map[string]any{"repository": "r/h", "tag": "1"}, "r/h:1"},
 	} {
 		o := holderOf(t, map[string]any{"image": c.driver, "holder": map[string]any{"image": c.holder}})
-		containers, _ := dig(o, "spec", "template", "spec", "containers").([]any)
-		if got := dig(containers[0], "image"); got != c.want {
+		if got := imageOf(t, o); got != c.want {
 			t.Errorf("driver %v, holder %v: %v, want %s", c.driver, c.holder, got, c.want)
 		}
 	}

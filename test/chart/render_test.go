@@ -27,6 +27,12 @@ var update = flag.Bool("update", false, "write the generated files anew")
 // their installation, and the notes.
 func render(t testing.TB, values map[string]any) (manifest, notes string, err error) {
 	t.Helper()
+	return renderIn(t, values, nil)
+}
+
+// renderIn is render where templates may look up what a cluster has; nil: without one.
+func renderIn(t testing.TB, values map[string]any, cluster engine.ClientProvider) (manifest, notes string, err error) {
+	t.Helper()
 	chart, err := loader.LoadDir(chartDir)
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +43,12 @@ func render(t testing.TB, values map[string]any) (manifest, notes string, err er
 	if err != nil {
 		return "", "", err
 	}
-	files, err := engine.Render(chart, all)
+	var files map[string]string
+	if cluster == nil {
+		files, err = engine.Render(chart, all)
+	} else {
+		files, err = engine.RenderWithClientProvider(chart, all, cluster)
+	}
 	if err != nil {
 		return "", "", err
 	}

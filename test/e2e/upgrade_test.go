@@ -63,7 +63,8 @@ func TestUpgrade(t *testing.T) {
 		t.Fatalf("E2E_UPGRADE_TAG=%s: that is what runs", tag)
 	}
 	upgrade := exec.CommandContext(t.Context(), env("E2E_HELM", "helm"), "upgrade", before.Labels["app.kubernetes.io/instance"],
-		env("E2E_CHART", "../../charts/erofs-csi"), "-n", r.release, "--reuse-values", "--set-string", "image.tag="+tag)
+		env("E2E_CHART", "../../charts/erofs-csi"), "-n", r.release, "--reuse-values", "--set-string", "image.tag="+tag,
+		"--wait", "--timeout="+patience.String())
 	if out, err := upgrade.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", upgrade, err, out)
 	}
@@ -95,7 +96,8 @@ func TestUpgrade(t *testing.T) {
 	}
 
 	upgraded := r.plugin
-	rollback := exec.CommandContext(t.Context(), env("E2E_HELM", "helm"), "rollback", before.Labels["app.kubernetes.io/instance"], "-n", r.release)
+	rollback := exec.CommandContext(t.Context(), env("E2E_HELM", "helm"), "rollback", before.Labels["app.kubernetes.io/instance"], "-n", r.release,
+		"--wait", "--timeout="+patience.String())
 	if out, err := rollback.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", rollback, err, out)
 	}

@@ -39,16 +39,26 @@ app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The driver's, or its repository's with the tag or digest that the holder has. */ -}}
+{{- /* The one that holder.image names, in part or as a whole. Without: the one that is
+installed, if it is of the driver's repository, so that an upgrade changes nothing that
+helm --wait would wait for in vain; else the driver's. */ -}}
 {{- define "erofs-csi.holderImage" -}}
 {{- $own := .Values.holder.image -}}
 {{- $image := dict "repository" (default .Values.image.repository $own.repository) -}}
 {{- if or $own.repository $own.tag $own.digest -}}
 {{- $image = merge $image (dict "tag" $own.tag "digest" $own.digest) -}}
+{{- include "erofs-csi.image" (list $image .Chart.AppVersion) -}}
 {{- else -}}
 {{- $image = merge $image (dict "tag" .Values.image.tag "digest" .Values.image.digest) -}}
+{{- $name := include "erofs-csi.image" (list $image .Chart.AppVersion) -}}
+{{- $installed := lookup "apps/v1" "DaemonSet" .Release.Namespace (printf "%s-holder" (include "erofs-csi.fullname" .)) -}}
+{{- range dig "spec" "template" "spec" "containers" list $installed -}}
+{{- if and (eq .name "holder") (or (hasPrefix (printf "%s:" $image.repository) .image) (hasPrefix (printf "%s@" $image.repository) .image)) -}}
+{{- $name = .image -}}
 {{- end -}}
-{{- include "erofs-csi.image" (list $image .Chart.AppVersion) -}}
+{{- end -}}
+{{- $name -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Of the node plugin. Without a holder the mounts of a node end with it. */ -}}
