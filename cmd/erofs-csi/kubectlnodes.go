@@ -77,7 +77,7 @@ type nodeStatus struct {
 	Pod      string `json:"pod"`
 	Phase    string `json:"phase"`
 	Ready    bool   `json:"ready"`
-	Restarts int    `json:"restarts"` // of the plugin
+	Restarts int    `json:"restarts"` // of the plugin's container
 	// Error is why the plugin did not tell all of what follows; empty: it did.
 	Error   string                `json:"error,omitempty"`
 	Engines []engine.Status       `json:"engines"`

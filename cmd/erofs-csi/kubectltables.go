@@ -80,6 +80,11 @@ func nodeHealth(n nodeStatus) string {
 	if n.Restarts > 0 {
 		wrong = append(wrong, fmt.Sprintf("%d restarts", n.Restarts))
 	}
+	for _, e := range n.Engines {
+		if e.Deaths > 0 {
+			wrong = append(wrong, fmt.Sprintf("died %d times", e.Deaths))
+		}
+	}
 	if len(wrong) == 0 {
 		return "ok"
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/erofs-csi/erofs-csi/driver/supervise"
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
@@ -161,6 +162,7 @@ func awaitReady(ts *testscript.TestScript, name string, args []string) {
 	s := &served{}
 	s.cmd = exec.Command("erofs-csi", args...)
 	s.cmd.Dir = ts.MkAbs(".")
+	s.cmd.Env = append(os.Environ(), supervise.DeathsVariable+"="+ts.Getenv(supervise.DeathsVariable))
 	s.cmd.Stderr = &s.stderr
 	out, err := s.cmd.StdoutPipe()
 	ts.Check(err)

@@ -9,12 +9,16 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/erofs-csi/erofs-csi/driver/supervise"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
 // Status is what an engine holds.
 type Status struct {
-	PID     int            `json:"pid"`
+	PID int `json:"pid"`
+	// Deaths is how often the process was killed or crashed before, since its supervisor
+	// was started; 0 without one.
+	Deaths  int            `json:"deaths,omitempty"`
 	Domains []DomainStatus `json:"domains"`
 	// Images is how full the store of images is, of an engine that has one.
 	Images *ImageStore `json:"imageStore,omitempty"`
@@ -164,7 +168,7 @@ func (e *Engine) account(q query) (Status, []filesOf) {
 	list := slices.SortedFunc(maps.Values(byDomain), func(a, b *domainFiles) int {
 		return cmp.Or(strings.Compare(a.status.Name, b.status.Name), strings.Compare(a.status.ContentMount, b.status.ContentMount))
 	})
-	s := Status{PID: os.Getpid(), Domains: []DomainStatus{}}
+	s := Status{PID: os.Getpid(), Deaths: supervise.Deaths(), Domains: []DomainStatus{}}
 	files := make([]filesOf, 0, len(list))
 	for _, d := range list {
 		d.finish()

@@ -98,6 +98,7 @@ var trials = []trial{
 	{"driver/holder", module + "/driver/engine", "holder"},
 	{"driver/holder", "k8s.io/klog/v2", "holder"},
 	{"driver", module + "/driver/supervise", ""},
+	{"driver/engine", module + "/driver/supervise", ""},
 	{"driver/supervise", "golang.org/x/sys/unix", ""},
 	{"driver/supervise", "k8s.io/klog/v2", "supervise"},
 	{"driver/engine", module + "/driver/holder", ""},
