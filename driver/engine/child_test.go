@@ -43,6 +43,8 @@ type childConfig struct {
 
 	Holder   string // socket; the name is the state directory
 	NoResend bool
+
+	Long, Each time.Duration // see watchReads; 0: as always
 }
 
 type childMount struct {
@@ -107,7 +109,7 @@ func runChild(config string, stdin io.Reader, stdout io.Writer) (err error) {
 		return err
 	}
 	files := filestore.Config{Dir: filepath.Join(c.CacheDir, "files"), Limit: c.Store}
-	cfg := Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store, noResend: c.NoResend}
+	cfg := Config{StateDir: c.StateDir, Front: c.Front, Files: files, Images: store, noResend: c.NoResend, watch: pace{long: c.Long, each: c.Each}}
 	if c.Holder != "" {
 		h, err := holder.Dial(ctx, c.Holder, c.StateDir)
 		if err != nil {

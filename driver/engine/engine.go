@@ -99,6 +99,7 @@ type Config struct {
 	Holder Holder
 
 	noResend bool // of tests: see fusefs.FS
+	watch    pace // of tests: see watchReads
 }
 
 // Engine makes and keeps fronts. It is safe for concurrent use.
@@ -174,7 +175,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		e.closeFiles()
 		return nil, errors.Join(err, in.remove(ctx))
 	}
-	go e.watchReads()
+	go e.watchReads(cmp.Or(e.cfg.watch, pace{long: longRead, each: watchEach}))
 	return e, nil
 }
 

@@ -14,20 +14,44 @@ const (
 	longRead = 30 * time.Second
 	// watchEach is how often requests are looked at.
 	watchEach = 10 * time.Second
+	// maxFailed is how many requests that failed are told of in that time.
+	maxFailed = 10
 )
 
-// watchReads logs requests that are under way for long, each once, until the engine is
-// closed.
-func (e *Engine) watchReads() {
+// pace says from which age on a request is told of, and how often requests are looked at.
+type pace struct{ long, each time.Duration }
+
+// watchReads logs requests that are under way for long, each once, and some of those that
+// fail, until the engine is closed.
+func (e *Engine) watchReads(p pace) {
 	told := make(map[[2]int64]bool)
+	tick := time.NewTicker(p.each)
+	defer tick.Stop()
+	failed := 0
 	for {
+		failures := fusefs.Failures()
+		if failed == maxFailed {
+			failures = nil
+		}
 		select {
 		case <-e.ctx.Done():
 			return
-		case <-time.After(watchEach):
+		case f := <-failures:
+			failed++
+			e.tellOfFailure(f)
+		case <-tick.C:
+			failed = 0
+			told = e.tellOf(fusefs.LongReads(p.long), told)
 		}
-		told = e.tellOf(fusefs.LongReads(longRead), told)
 	}
+}
+
+func (e *Engine) tellOfFailure(f fusefs.Failure) {
+	log := klog.FromContext(e.ctx).WithValues("domain", f.Domain, "offset", f.Offset, "size", f.Size)
+	if f.File != nil {
+		log = log.WithValues("file", f.File.Path, "images", e.imagesOf(f.File))
+	}
+	log.Error(f.Err, "A read failed")
 }
 
 // tellOf logs requests that are not among those that were told of, and returns those that

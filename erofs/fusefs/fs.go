@@ -182,6 +182,7 @@ func (f *FS) read(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	case kindTree:
 		n, err := f.treeRead(id, buf, in.Offset)
 		if errno := errnoOf(err); errno != 0 {
+			f.noteFailure(in, err)
 			return nil, fuse.Status(errno)
 		}
 		return fuse.ReadResultData(buf[:n]), fuse.OK
@@ -195,7 +196,9 @@ func (f *FS) read(in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 		return fuse.ReadResultData(nil), fuse.OK
 	}
 	r, err := sequential.read(shared, buf, int64(in.Offset))
-	if err == nil {
+	if err != nil {
+		f.noteFailure(in, err)
+	} else {
 		f.served(use, r.Size(), shared.Size())
 	}
 	return r, fuse.Status(errnoOf(err))
