@@ -178,6 +178,12 @@ func (e *Engine) makeFront(ctx context.Context, key frontKey, req Request) (_ *f
 		}
 	}
 	if !f.resumed {
+		if held != nil {
+			e.settle(key) // what is to be forgotten waits for it
+		}
+		if err := f.forgetNames(ctx); err != nil {
+			return nil, errors.Join(err, e.unmakeFront(f))
+		}
 		if err := e.mountFront(ctx, f); err != nil {
 			return nil, errors.Join(err, e.unmakeFront(f))
 		}
@@ -254,7 +260,7 @@ func (e *Engine) keepFront(ctx context.Context, f *front) {
 	}
 	meta := keptMeta{
 		Kind: keptFront, Domain: f.key.domain, Image: f.key.image, IDMapped: f.idMapped,
-		Front: f.kind, Reason: f.reason, Stored: f.layered,
+		Front: f.kind, Reason: f.reason, Stored: f.layered, Shares: f.fingerprints() != nil,
 	}
 	switch f.kind {
 	case FrontTree:

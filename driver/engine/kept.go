@@ -71,6 +71,7 @@ type keptMeta struct {
 	Reason   string      `json:"reason,omitempty"`
 	Tree     fusefs.Tree `json:"tree,omitempty"`
 	Stored   bool        `json:"stored,omitempty"` // large files are looked for in the domain's layer
+	Shares   bool        `json:"shares,omitempty"` // the image had fingerprints: its files may be named by their content
 
 	// KernelNames is what the names of the kernel's domains are made of: kernelDomains.
 	KernelNames []byte `json:"kernelNames,omitempty"`

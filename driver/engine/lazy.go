@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -102,6 +103,28 @@ func (e *Engine) settled(ctx context.Context, j *joined, hash bool) {
 	}
 	j.identify(ix)
 	log.V(2).Info("The files of a lazy image share now", "files", ix.Len(), "private", j.member.Private())
+}
+
+// forgetNames makes the kernel forget what it knows of the files of a lazy image from
+// another life of the image in its domain.
+func (j *joined) forgetNames(ctx context.Context) error {
+	if !j.lazy {
+		return nil
+	}
+	var listed error
+	err := j.domain.fs.ForgetNames(ctx, j.member.Tag(), func(yield func(uint64) bool) {
+		var files []fingerprint.File
+		files, listed = fingerprint.Files(j.erofs)
+		for _, f := range files {
+			if !yield(f.NID) {
+				return
+			}
+		}
+	})
+	if err = errors.Join(err, listed); err != nil {
+		return fmt.Errorf("names of an earlier life of the image: %w", err)
+	}
+	return nil
 }
 
 // identify gives the image's files what they share by.

@@ -294,6 +294,11 @@ func TestLazyAfterShared(t *testing.T) {
 			return !strings.Contains(f.Reason, "lazy ") && !strings.Contains(f.Reason, "hashed")
 		})
 		wantSameFile(t, tree, ch.mustFront(t, 0, front), "file03")
+		held, err := os.Open(filepath.Join(ch.mustFront(t, 0, front), "file02")) // keeps its name in the kernel
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = held.Close() }()
 		ch.toggle(t, 0)
 		for _, dir := range []string{"blobs", "refs"} {
 			if err := os.RemoveAll(filepath.Join(cache, dir, "sha256")); err != nil {
@@ -303,6 +308,42 @@ func TestLazyAfterShared(t *testing.T) {
 		ch.toggle(t, 0)
 		for _, name := range []string{"file01", "file02", "file03", "file04"} {
 			wantSameFile(t, tree, ch.mustFront(t, 0, front), name)
+		}
+	})
+}
+
+// TestResumeWhatIsLazyAgain: a front was mounted from an image that was complete, and whose
+// files it names by what they share; the next engine has the image as a lazy one, which
+// does not know that. It is mounted anew.
+func TestResumeWhatIsLazyAgain(t *testing.T) {
+	tree := manyFiles(t, 24)
+	image := images.Build(t, images.NewestMkfs(t), nil, tree)
+	small := images.Build(t, images.NewestMkfs(t), nil, images.TinyTree(t))
+	eachFront(t, func(t *testing.T, front string) {
+		reg := registry.New(t, image)
+		cache := t.TempDir()
+		c := childConfig{StateDir: stateDir(t), CacheDir: cache, Front: front, Holder: startHolder(t), Mounts: []childMount{
+			{Domain: "x", Image: small},
+			{Domain: "x", Volume: "lazy", Image: reg.Ref, Incomplete: true},
+		}}
+		ch := startChild(t, c)
+		wantSameFile(t, tree, ch.mustFront(t, 1, front), "file01")
+		reg.GoOn()
+		ch.waitFront(t, 1, "complete and hashed", func(f childFront) bool {
+			return !strings.Contains(f.Reason, "lazy ") && !strings.Contains(f.Reason, "hashed")
+		})
+		ch.toggle(t, 1)
+		ch.toggle(t, 1) // as a complete image
+		wantSameFile(t, tree, ch.mustFront(t, 1, front), "file02")
+		ch.kill(t)
+		for _, dir := range []string{"blobs", "refs"} {
+			if err := os.RemoveAll(filepath.Join(cache, dir, "sha256")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ch = startChild(t, c)
+		for _, name := range []string{"file01", "file02", "file03", "file04"} {
+			wantSameFile(t, tree, ch.mustFront(t, 1, front), name)
 		}
 	})
 }

@@ -331,10 +331,17 @@ func (e *Engine) EndResume(ctx context.Context) error {
 // because no volume that was to go on wanted it.
 var errNotItsDomain = errors.New("its domain has ended before it was asked for")
 
+// errNamedByContent says that a front names files by what they share, of an image that came
+// back as a lazy one, which does not know that.
+var errNamedByContent = errors.New("it is of the complete image, which is not on the node any more")
+
 // adopt makes a resumed front the front of an image that has joined.
 func (e *Engine) adopt(ctx context.Context, f *front, r *resumedFront) (err error) {
 	if r.domain != f.domain {
 		return errNotItsDomain
+	}
+	if r.meta.Shares && f.lazy {
+		return errNamedByContent
 	}
 	f.dir, err = e.takeMount("front", r.kept.mounts)
 	if err != nil {

@@ -1,7 +1,9 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
+	"iter"
 	"path"
 	"slices"
 	"strconv"
@@ -137,14 +139,35 @@ func (f *FS) DropPages(m *share.Member) error {
 	return errors.Join(errs...)
 }
 
-// dropPrivateNames makes the kernel forget the names in /private that no front has looked
-// up. A file that was looked up by such a name may have become a shared inode since, which
-// the name leads to for as long as the kernel remembers it: also when the image has left and
-// comes back as a lazy one, which does not know what its files share, and so could not
-// supply that inode.
-func dropPrivateNames(s *fuse.Server) error {
-	if st := s.EntryNotify(uint64(rootID), privateDir); st != fuse.OK && st != fuse.ENOENT {
-		return syscall.Errno(st)
+// ForgetNames makes the kernel forget the names in /private of an image's files. It is for
+// one that joins without fingerprints, before a front shows it, and must not be called from a
+// request.
+//
+// A file that was looked up by such a name may have become a shared inode since, which the
+// name leads to for as long as the kernel remembers it: also when the image has left and
+// comes back as one that does not know what its files share, and so cannot supply that
+// inode. Nothing less than to name each of them helps, and not when the image leaves: who has
+// one open, or the front that is not quite gone, keeps it, and with it the whole directory
+// (d_splice_alias, fs/dcache.c of Linux 6.18).
+//
+// After Recall it waits for Load, or the end of ctx.
+func (f *FS) ForgetNames(ctx context.Context, tag share.Tag, nids iter.Seq[uint64]) error {
+	if f.loaded != nil {
+		select {
+		case <-f.loaded:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s := f.server.Load()
+	if n, _ := f.domain.Len(); n == 0 || s == nil {
+		return nil // the kernel knows no file
+	}
+	for nid := range nids {
+		name := path.Base(share.PrivatePath(tag, nid))
+		if st := s.EntryNotify(uint64(privateID), name); st != fuse.OK && st != fuse.ENOENT {
+			return syscall.Errno(st)
+		}
 	}
 	return nil
 }
@@ -157,10 +180,7 @@ func (f *FS) Drop(orphans []share.Inode) error {
 	if s == nil {
 		return nil
 	}
-	if len(orphans) == 0 {
-		return nil
-	}
-	errs := []error{dropPrivateNames(s)}
+	var errs []error
 	for _, in := range orphans {
 		full := in.Path()
 		if full == "" {

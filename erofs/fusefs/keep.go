@@ -87,7 +87,6 @@ func (f *FS) Load() (n Loaded, err error) {
 // a process that was killed has read that it is forgotten, and not noted it. It returns
 // how many such there were. It must be called once, after Load, and ends with the session.
 func (f *FS) Verify(m *Mount) (forgotten int) {
-	_ = dropPrivateNames(m.server) // of images that nobody has mounted again; the session may have ended
 	known := func(id nodeID) func() bool {
 		// An offset below 0 leaves the pages alone. The kernel answers ENOENT when it
 		// has no such inode.
