@@ -2,6 +2,7 @@ package driver
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/common/model"
 	"google.golang.org/grpc/codes"
 
+	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/test/images"
 )
 
@@ -179,6 +181,7 @@ func TestRealMetrics(t *testing.T) {
 		{"oldest_read_seconds", nil, 0},
 		{"request_panics_total", nil, 0},
 		{"lost_mounts_total", nil, 0},
+		{"unanswered_parts", nil, 0},
 		{"holder_connected", nil, 1},
 		{"holder_losses_total", nil, 0},
 		{"holder_pending_items", nil, 0},
@@ -260,4 +263,49 @@ func TestRealMetricsUnhealthy(t *testing.T) {
 		t.Error("nothing is said of an address that another has")
 	}
 	blocked.end(t, syscall.SIGTERM)
+}
+
+// TestRealLostMounts: mounts that a plugin cannot take over, as those of a release to come,
+// are counted, and what they showed is mounted anew.
+func TestRealLostMounts(t *testing.T) {
+	n := newNode(t, "auto")
+	n.config.MetricsAddress = "127.0.0.1:0"
+	n.config.Holder = filepath.Join(n.dir, "holder.sock")
+	startHolder(t, n.config.Holder)
+	image := n.image(t, "a.erofs", images.TinyTree(t))
+	want := images.KernelMount(t, image)
+	ch := n.start(t)
+	must(t, n.stage(ch, "v", image, "domain_id=d"))
+	ch.end(t, syscall.SIGKILL)
+
+	client, err := holder.Dial(t.Context(), n.config.Holder, "node "+n.config.StateDir)
+	must(t, err)
+	items, err := client.Items()
+	must(t, err)
+	lost := 0
+	for _, it := range items {
+		var meta map[string]any
+		must(t, json.Unmarshal(it.Meta, &meta))
+		meta["version"] = 99
+		text, err := json.Marshal(meta)
+		must(t, err)
+		must(t, client.Put(it.Key, text, it.Files...))
+		lost++
+	}
+	must(t, client.Close())
+	for _, it := range items {
+		for _, f := range it.Files {
+			must(t, f.Close())
+		}
+	}
+	ch = n.start(t)
+	if got := ch.scrape(t).value(t, "lost_mounts_total"); lost == 0 || got != float64(lost) {
+		t.Errorf("lost_mounts_total is %v, want %d", got, lost)
+	}
+	if log := string(readLog(t, ch)); !strings.Contains(log, "it is of version 99, this release knows") {
+		t.Error("the log does not say why")
+	}
+	images.CompareTrees(t, want, n.path("show-v"), images.CompareOptions{})
+	must(t, n.unstage(ch, "v"))
+	ch.end(t, syscall.SIGTERM)
 }

@@ -133,20 +133,23 @@ func (m *volumeManager) owner(path, volumeID string) *volume {
 }
 
 func (m *volumeManager) put(v *volume) {
+	release := func() {}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.volumes[v.record.VolumeID] = v
 	if v.image != nil {
-		m.unkeep(v.record.VolumeID)
+		release = m.unkeep(v.record.VolumeID)
 	}
+	m.mu.Unlock()
+	release()
 }
 
 func (m *volumeManager) drop(volumeID string) {
 	m.pods.forget(volumeID)
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	delete(m.volumes, volumeID)
-	m.unkeep(volumeID)
+	release := m.unkeep(volumeID)
+	m.mu.Unlock()
+	release()
 }
 
 // keepImage keeps the image of a volume from eviction until it is mounted or gone.
@@ -158,12 +161,15 @@ func (m *volumeManager) keepImage(rec record) {
 	}
 }
 
-// unkeep takes keepImage back. Locked: mu.
-func (m *volumeManager) unkeep(volumeID string) {
-	if release := m.kept[volumeID]; release != nil {
-		delete(m.kept, volumeID)
-		release()
+// unkeep takes keepImage back, when what it returns is called: without mu, for that
+// writes to the disk. Locked: mu.
+func (m *volumeManager) unkeep(volumeID string) (release func()) {
+	release = m.kept[volumeID]
+	delete(m.kept, volumeID)
+	if release == nil {
+		return func() {}
 	}
+	return release
 }
 
 // undo is a list of steps to take back, last first, unless the call that took

@@ -3,10 +3,13 @@ package metrics
 import (
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/klog/v2"
 
 	"github.com/erofs-csi/erofs-csi/driver/engine"
+	"github.com/erofs-csi/erofs-csi/driver/holder"
 	"github.com/erofs-csi/erofs-csi/nodecache"
 )
 
@@ -74,12 +77,29 @@ var (
 	sampleTime     = gauge("sample_timestamp_seconds", "When what is sampled was, since 1970.")
 	sampleDuration = gauge("sample_duration_seconds", "How long the last sample took.")
 	sampleFailures = counter("sample_failures_total", "Samples of which a part is missing.")
+
+	unanswered = gauge("unanswered_parts", "Parts of the metrics that this answer is without, because they hang or failed.")
 )
 
 // collector is a prometheus.Collector.
 type collector struct {
 	src     Source
 	sampler *sampler
+
+	store   part[nodecache.Counts]
+	engine  part[engine.Counts]
+	holder  part[holder.Status]
+	volumes part[map[string]int]
+}
+
+func newCollector(src Source, sampler *sampler) *collector {
+	return &collector{
+		src: src, sampler: sampler,
+		store:   part[nodecache.Counts]{ask: src.Store},
+		engine:  part[engine.Counts]{ask: src.Engine},
+		holder:  part[holder.Status]{ask: src.Holder},
+		volumes: part[map[string]int]{ask: src.Volumes},
+	}
 }
 
 // Describe names nothing: before there is a sample a part of the metrics is missing.
@@ -103,23 +123,48 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	out(buildInfo, 1, c.src.Version, runtime.Version())
 	out(ready, truth(c.src.Ready()))
 	out(deaths, float64(c.src.Deaths))
-	collectStore(out, c.src.Store())
-	collectEngine(out, c.src.Engine())
-	if c.src.Holder != nil {
-		s := c.src.Holder()
-		out(holderConnected, truth(s.Connected))
-		out(holderLosses, float64(s.Losses))
-		out(holderItems, float64(s.Items))
-		out(holderPending, float64(s.Pending))
-	}
-	for front, n := range c.src.Volumes() {
-		out(volumes, float64(n), front)
-	}
+	c.collectParts(out)
 	s, failures := c.sampler.get()
 	out(sampleFailures, float64(failures))
 	if s != nil {
 		collectSample(out, s)
 	}
+}
+
+// collectParts sends what the parts answer, of those that do in time.
+func (c *collector) collectParts(out emit) {
+	late := make(chan struct{})
+	timer := time.AfterFunc(partWait, func() { close(late) })
+	defer timer.Stop()
+	missing := 0
+	failed := func(err error, name string) bool {
+		if err != nil {
+			missing++
+			klog.FromContext(c.sampler.ctx).Error(err, "A part of the metrics is missing", "part", name)
+		}
+		return err != nil
+	}
+	store, node, fronts := c.store.start(), c.engine.start(), c.volumes.start()
+	if c.src.Holder != nil {
+		if s, err := c.holder.start().wait(late); !failed(err, "holder") {
+			out(holderConnected, truth(s.Connected))
+			out(holderLosses, float64(s.Losses))
+			out(holderItems, float64(s.Items))
+			out(holderPending, float64(s.Pending))
+		}
+	}
+	if n, err := store.wait(late); !failed(err, "image store") {
+		collectStore(out, n)
+	}
+	if n, err := node.wait(late); !failed(err, "engine") {
+		collectEngine(out, n)
+	}
+	if list, err := fronts.wait(late); !failed(err, "volumes") {
+		for front, n := range list {
+			out(volumes, float64(n), front)
+		}
+	}
+	out(unanswered, float64(missing))
 }
 
 // emit sends one value.

@@ -15,8 +15,9 @@ import (
 // prefix is that of all metrics of the project.
 const prefix = "erofs_csi_"
 
-// Source is a node to tell of. Its functions are called concurrently, and but for
-// Sample they are quick.
+// Source is a node to tell of. Its functions are called concurrently, each one at a time,
+// and but for Sample they are quick: one that takes longer than two seconds is missing in
+// an answer.
 type Source struct {
 	Version string
 	Ready   func() bool
@@ -60,7 +61,7 @@ func New(ctx context.Context, src Source) *Metrics {
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.rpcs,
-		&collector{src: src, sampler: &sampler{ctx: ctx, take: src.Sample}},
+		newCollector(src, &sampler{ctx: ctx, take: src.Sample}),
 	)
 	return m
 }
