@@ -65,6 +65,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if file := os.Getenv(pressureEnv); file != "" {
+		if err := runPressure(file); err != nil {
+			fmt.Fprintln(os.Stderr, "pressure:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if text := os.Getenv(childEnv); text != "" {
 		if err := runChild(text); err != nil {
 			fmt.Fprintln(os.Stderr, "child:", err)
