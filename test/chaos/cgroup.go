@@ -41,8 +41,11 @@ func (g *cgroup) file(v1, v2 string) string {
 	return filepath.Join(g.dir, v1)
 }
 
+// procs is the file that processes join the group by.
+func (g *cgroup) procs() string { return filepath.Join(g.dir, "cgroup.procs") }
+
 func (g *cgroup) add(pid int) error {
-	return os.WriteFile(filepath.Join(g.dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+	return os.WriteFile(g.procs(), []byte(strconv.Itoa(pid)), 0)
 }
 
 // limit sets how much memory the group may take, in bytes; 0: any.

@@ -27,10 +27,8 @@ func TestChaos(t *testing.T) {
 	dir := t.TempDir()
 	binaries := buildBoth(t, dir)
 	for _, run := range [][]string{
-		// Neither tree-passthrough nor calls meanwhile: see docs/reliability.md for what may
-		// befall a plugin that is killed then.
-		{"-scenario", "kills,upgrade", "-front", "overlay", "-calls=false", "-kills", "5", "-volumes", "6", "-upgrades", "2"},
-		{"-scenario", "kills", "-front", "tree", "-calls=false", "-kills", "4", "-volumes", "4"},
+		{"-scenario", "kills,upgrade", "-front", "overlay", "-kills", "5", "-volumes", "6", "-upgrades", "2"},
+		{"-scenario", "kills", "-front", "tree-passthrough,tree", "-kills", "4", "-volumes", "4"},
 		{"-scenario", "both", "-front", "overlay", "-volumes", "4"},
 	} {
 		args := append([]string{"-binary", binaries[0], "-other", binaries[1], "-dir", dir, "-seed", "1"}, run...)

@@ -14,23 +14,27 @@ import (
 // stuckLimit is how long no reader may wait for one thing.
 const stuckLimit = 45 * time.Second
 
+// catchPatience is how long a kill may wait for its moment.
+const catchPatience = 300 * time.Millisecond
+
 // killPlugin kills the plugin, and starts it again at once.
 func (w *world) killPlugin() error {
+	if w.mounting && w.rng.IntN(3) == 0 {
+		w.plugin.process().catch(catchPatience)
+	}
 	w.control.outage.Add(1)
 	w.tally.kills.Add(1)
-	if err := w.plugin.process().kill(); err != nil {
-		return err
-	}
-	return w.plugin.start()
+	return errors.Join(w.plugin.kill(), w.plugin.start())
 }
 
-// recover waits until the plugin is ready.
+// recover waits until the plugin is ready, and those before it have ended.
 func (w *world) recover(ctx context.Context, res *result) error {
 	start := time.Now()
 	err := w.plugin.ready(ctx)
 	if err == nil {
 		res.back = append(res.back, time.Since(start))
 		w.control.outage.Add(1)
+		w.plugin.bury(res)
 	}
 	return err
 }
@@ -47,7 +51,7 @@ func (w *world) killOnce(ctx context.Context, res *result) error {
 		time.Sleep(time.Duration(w.rng.IntN(100)) * time.Millisecond)
 		w.tally.kills.Add(1)
 		w.tally.resumeKills.Add(1)
-		if err := errors.Join(w.plugin.process().kill(), w.plugin.start()); err != nil {
+		if err := errors.Join(w.plugin.kill(), w.plugin.start()); err != nil {
 			return err
 		}
 	}
@@ -67,7 +71,7 @@ func (w *world) runKills(ctx context.Context, res *result, kills int, calls bool
 	c := w.caller()
 	churnCtx, stopChurn := context.WithCancel(ctx)
 	defer stopChurn()
-	if calls {
+	if w.mounting = calls; calls {
 		go func() {
 			defer close(churned)
 			w.churn(churnCtx, ctx, res, c, 1<<30)
@@ -91,6 +95,7 @@ func (w *world) runKills(ctx context.Context, res *result, kills int, calls bool
 	}
 	stopChurn()
 	<-churned
+	w.mounting = false
 	return w.finish(ctx, res, before)
 }
 
@@ -105,8 +110,9 @@ func (w *world) beginMeasured(ctx context.Context) (before footprint, err error)
 	if err := errors.Join(w.plugin.start(), w.plugin.ready(ctx)); err != nil {
 		return before, err
 	}
-	c, v := w.caller(), &volume{id: "first", image: w.images[0], attrs: map[string]string{"image": w.images[0].ref, "domain_id": "first"}}
-	if err := errors.Join(c.up(ctx, v), c.down(ctx, v)); err != nil {
+	c, v := w.caller(), &volume{id: "first", image: w.images[0], attrs: map[string]string{"image": w.images[0].ref, "domain_id": "first"}, targets: []string{w.path("kubelet", "pod-first")}}
+	// What is made once and stays, such as the connection by which the holder opens files.
+	if err := errors.Join(c.up(ctx, v), w.verify(ctx, v.image, v.targets[0], 20), c.down(ctx, v)); err != nil {
 		return before, err
 	}
 	time.Sleep(time.Second)
@@ -205,7 +211,8 @@ func (w *world) runUpgrade(ctx context.Context, res *result, other string, round
 		w.control.outage.Add(1)
 		w.tally.kills.Add(1)
 		_ = w.plugin.process().cmd.Process.Signal(syscall.SIGTERM)
-		<-w.plugin.process().gone
+		<-w.plugin.process().over
+		w.plugin.leave(w.plugin.process())
 		w.plugin.mu.Lock()
 		w.plugin.binary = []string{other, w.binary}[i%2]
 		w.plugin.mu.Unlock()

@@ -81,6 +81,7 @@ func (f footprint) leaks(after footprint) []leak {
 // compare measures until nothing is leaked, or settlePatience is over.
 func (w *world) compare(ctx context.Context, before footprint, res *result) {
 	for start := time.Now(); ; time.Sleep(time.Second) {
+		w.registry.closeIdle()
 		after, err := w.measure(ctx)
 		if err != nil {
 			res.fail(err)
@@ -125,7 +126,7 @@ func (w *world) whatIsLeft(ctx context.Context) string {
 // dumpPlugin ends the plugin with the stacks of its goroutines in its log.
 func (w *world) dumpPlugin() {
 	_ = w.plugin.process().cmd.Process.Signal(syscall.SIGQUIT)
-	<-w.plugin.process().gone
+	<-w.plugin.process().over
 }
 
 func (w *world) command(ctx context.Context, args ...string) ([]byte, error) {

@@ -101,7 +101,7 @@ func (w *world) runReadOnly(ctx context.Context, res *result) error {
 	for i := range 4 {
 		w.control.outage.Add(1)
 		w.tally.kills.Add(1)
-		if err := w.plugin.process().kill(); err != nil {
+		if err := w.plugin.kill(); err != nil {
 			return err
 		}
 		// Of the mount, not the file system: the kernel refuses that one while a file there has no
@@ -218,6 +218,7 @@ func (w *world) starve(ctx context.Context, res *result) error {
 			}
 		}
 	}
+	w.plugin.leave(proc)
 	if err := errors.Join(w.group.limit(0), w.plugin.start(), w.recover(ctx, res), w.stuck()); err != nil {
 		return err
 	}

@@ -26,12 +26,15 @@ import (
 // readyPatience is how long a plugin may take to be ready again.
 const readyPatience = 90 * time.Second
 
-// process is a running program of erofs-csi.
+// process is a running program.
 type process struct {
 	name string
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when it has ended
 	err  error         // how; of gone
+	// over is closed when another may take its place: at gone, or when it has no
+	// descriptors any more while a thread of it waits in the kernel for the next one.
+	over chan struct{}
 }
 
 // startProcess starts a program whose stdout and stderr go to a log. It is killed with the
@@ -42,17 +45,61 @@ func startProcess(name, logPath string, path string, args ...string) (*process, 
 		return nil, err
 	}
 	defer func() { _ = log.Close() }()
-	p := &process{name: name, cmd: exec.Command(path, args...), gone: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := start(p.cmd); err != nil {
+	alive, held, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{held} // as the supervisor of the plugin's container does it
+	p, err := follow(name, cmd)
+	_ = held.Close()
+	if err != nil {
+		_ = alive.Close()
+		return nil, err
+	}
+	p.over = make(chan struct{})
+	go p.watch(alive)
+	return p, nil
+}
+
+// follow starts a command, and waits for its end.
+func follow(name string, cmd *exec.Cmd) (*process, error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := start(cmd); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	p := &process{name: name, cmd: cmd, gone: make(chan struct{})}
+	p.over = p.gone
 	go func() {
-		p.err = p.cmd.Wait()
+		p.err = cmd.Wait()
 		close(p.gone)
 	}()
 	return p, nil
+}
+
+// buryTime is how long the end of a process may take after that of its descriptors, before
+// a thread of it counts as waiting.
+const buryTime = 300 * time.Millisecond
+
+// watch closes over, with the end of a pipe that the process keeps open.
+func (p *process) watch(alive *os.File) {
+	defer close(p.over)
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_, _ = alive.Read(make([]byte, 1)) // nobody writes: it is at its end
+	}()
+	defer func() { _ = alive.Close() }() // ends that
+	select {
+	case <-p.gone:
+		return
+	case <-closed:
+	}
+	select {
+	case <-p.gone:
+	case <-time.After(buryTime):
+	}
 }
 
 // start starts a command on a thread that lasts: Pdeathsig is of the thread.
@@ -66,23 +113,26 @@ var starts = make(chan func())
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
-func (p *process) running() bool {
+func (p *process) running() bool { return !ended(p.over) }
+
+func ended(c <-chan struct{}) bool {
 	select {
-	case <-p.gone:
-		return false
-	default:
+	case <-c:
 		return true
+	default:
+		return false
 	}
 }
 
 // unkillable is how long a process may take to end after SIGKILL.
 const unkillable = 20 * time.Second
 
-// kill ends the process by SIGKILL. A process that does not end is an error.
+// kill ends the process by SIGKILL, and returns when another may take its place. A process
+// that does not end is an error.
 func (p *process) kill() error {
 	_ = p.cmd.Process.Kill()
 	select {
-	case <-p.gone:
+	case <-p.over:
 		return nil
 	case <-time.After(unkillable):
 		return fmt.Errorf("%s, process %d, does not end after SIGKILL: %s", p.name, p.pid(), stackOf(p.pid()))
@@ -100,6 +150,19 @@ func (p *process) terminate() error {
 		return nil
 	case <-time.After(unkillable):
 		return errors.Join(fmt.Errorf("%s does not end after SIGTERM", p.name), p.kill())
+	}
+}
+
+// catch returns as soon as a thread of the process waits for an answer of FUSE: it asks what
+// the process itself serves. It waits for that for some time at the most.
+func (p *process) catch(patience time.Duration) {
+	for start := time.Now(); time.Since(start) < patience; {
+		tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.pid()))
+		for _, t := range tasks {
+			if where, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/wchan", p.pid(), t.Name())); string(where) == "request_wait_answer" {
+				return
+			}
+		}
 	}
 }
 
@@ -128,8 +191,9 @@ type plugin struct {
 	identity csi.IdentityClient
 
 	mu     sync.Mutex
-	binary string   // GUARDED_BY(mu)
-	proc   *process // GUARDED_BY(mu)
+	binary string     // GUARDED_BY(mu)
+	proc   *process   // GUARDED_BY(mu)
+	dying  []*process // killed, with a thread that waits for the next one; of who kills
 	port   int
 	flags  []string
 }
@@ -155,6 +219,43 @@ func newPlugin(w *world, flags ...string) (*plugin, error) {
 	return p, l.Close()
 }
 
+// kill kills the plugin, and returns when the next one may be started.
+func (p *plugin) kill() error {
+	proc := p.process()
+	if err := proc.kill(); err != nil {
+		return err
+	}
+	p.leave(proc)
+	return nil
+}
+
+// leave remembers a process that is over and may have a thread that waits for the next one.
+func (p *plugin) leave(proc *process) {
+	if !ended(proc.gone) {
+		p.w.tally.waiting.Add(1)
+		p.dying = append(p.dying, proc)
+	}
+}
+
+// buryPatience is how long a thread of a killed plugin may wait when the next one is ready.
+const buryPatience = 30 * time.Second
+
+// bury waits for the end of those that were killed, when the plugin is ready. One that does
+// not end is counted, and remembered no longer.
+func (p *plugin) bury(res *result) {
+	patience := time.After(buryPatience)
+	for _, proc := range p.dying {
+		select {
+		case <-proc.gone:
+		case <-patience:
+			patience = time.After(0) // for the others as well
+			res.unkillable++
+			res.failf("%s, process %d, does not end %v after the next one was ready: %s", proc.name, proc.pid(), buryPatience, stackOf(proc.pid()))
+		}
+	}
+	p.dying = nil
+}
+
 // start starts the plugin, which is not running, and does not wait.
 func (p *plugin) start() error {
 	p.mu.Lock()
@@ -166,11 +267,13 @@ func (p *plugin) start() error {
 		"--plain-http", p.w.registry.host, "--metrics-address", fmt.Sprintf("127.0.0.1:%d", p.port),
 		"--front", p.w.front, "-v=2",
 	}, p.flags...)
-	var err error
-	p.proc, err = startProcess("the plugin", p.w.path("plugin.log"), p.binary, args...)
-	if err == nil {
-		err = p.w.joinGroup(p.proc)
+	path := p.binary
+	if g := p.w.group; g != nil {
+		// It is in its group before it asks for the limit.
+		path, args = "/bin/sh", append([]string{"-c", `echo $$ > "$0" && exec "$@"`, g.procs(), path}, args...)
 	}
+	var err error
+	p.proc, err = startProcess("the plugin", p.w.path("plugin.log"), path, args...)
 	return err
 }
 
@@ -197,6 +300,7 @@ func (p *plugin) ready(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("the plugin is not ready after %v: %w", readyPatience, err)
 		case !proc.running():
+			<-proc.gone
 			return fmt.Errorf("the plugin ended by itself: %w", proc.err)
 		}
 		time.Sleep(2 * time.Millisecond)

@@ -45,16 +45,8 @@ func (w *world) startReader(im *image, dir string, limit int, pause time.Duratio
 		"-limit", fmt.Sprint(limit), "-seed", fmt.Sprint(w.serial.Load()), "-pause", pause.String())
 	cmd.Env = append(os.Environ(), roleEnv+"="+roleReader, "GOMAXPROCS=2")
 	cmd.Stderr = log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := start(cmd); err != nil {
-		return nil, err
-	}
-	r.process = &process{name: name, cmd: cmd, gone: make(chan struct{})}
-	go func() {
-		r.err = cmd.Wait()
-		close(r.gone)
-	}()
-	return r, nil
+	r.process, err = follow(name, cmd)
+	return r, err
 }
 
 // verify has a reader read some of a mount and returns what was wrong.

@@ -41,6 +41,12 @@ func startRegistry() (*registry, error) {
 
 func (r *registry) close() { _ = r.server.Close() }
 
+// closeIdle closes connections without a request, which clients keep for half a minute.
+func (r *registry) closeIdle() {
+	r.server.SetKeepAlivesEnabled(false)
+	r.server.SetKeepAlivesEnabled(true)
+}
+
 // add makes a file an image and returns its reference.
 func (r *registry) add(tag, path string) (string, error) {
 	blob, err := os.ReadFile(path)

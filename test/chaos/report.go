@@ -60,7 +60,7 @@ func report(ctx context.Context, o options, s *stock, results []*result) string 
 	version, _ := exec.CommandContext(ctx, o.binary, "version").Output()
 	var info unix.Sysinfo_t
 	_ = unix.Sysinfo(&info)
-	fmt.Fprintf(&b, "%s; Linux %s, %d CPUs, %d MiB; erofs-csi %s; %s; seed %d; `-volumes %d -kills %d -cycles %d -store-limit %s`.\n\n",
+	fmt.Fprintf(&b, "%s; Linux %s, %d CPUs, %d MiB; %s; %s; seed %d; `-volumes %d -kills %d -cycles %d -store-limit %s`.\n\n",
 		time.Now().UTC().Format(time.DateOnly), unix.ByteSliceToString(name.Release[:]), runtime.NumCPU(), info.Totalram*uint64(info.Unit)>>20,
 		firstLine(version), s.mkfs, o.seed, o.volumes, o.kills, o.cycles, o.store)
 	b.WriteString("| scenario | front | kills | readers | steps | errors | wrong | unkillable | stalls | p50 | p99 | longest | ready after | leaks |\n")
@@ -98,6 +98,9 @@ func report(ctx context.Context, o options, s *stock, results []*result) string 
 	for _, r := range results {
 		fmt.Fprintf(&b, "- *%s*, %s: %d CSI calls, %d of them repeated, %d given up half done, %d lives of volumes beside those of the readers; %d MiB compared; %s.\n",
 			r.name, r.front, r.calls, r.repeated, r.cancelled, r.cycles, r.bytes>>20, r.took.Round(time.Second))
+		if r.waiting > 0 {
+			fmt.Fprintf(&b, "  of those that were killed, %d had a thread that waited in the kernel for the next one.\n", r.waiting)
+		}
 		for _, n := range r.notes {
 			fmt.Fprintf(&b, "  %s.\n", firstLine([]byte(n)))
 		}

@@ -15,12 +15,12 @@ type result struct {
 	findings []string // what must not be; GUARDED_BY(mu)
 	notes    []string // what was measured besides; GUARDED_BY(mu)
 
-	kills, resumeKills, ooms, calls, repeated, cancelled, cycles int64
-	readers, unkillable                                          int
-	steps, bytes, errors, wrong, lenient                         uint64
-	all, struck, waited                                          durations
-	back                                                         []time.Duration // from the start of a plugin until it was ready
-	leaks                                                        []leak
+	kills, resumeKills, ooms, waiting, calls, repeated, cancelled, cycles int64
+	readers, unkillable                                                   int
+	steps, bytes, errors, wrong, lenient                                  uint64
+	all, struck, waited                                                   durations
+	back                                                                  []time.Duration // from the start of a plugin until it was ready
+	leaks                                                                 []leak
 }
 
 // maxFindings is how many findings of a scenario are told of.
@@ -69,7 +69,7 @@ func (r *result) count(p *readerProcess) {
 
 func (r *result) tally(w *world) {
 	t := &w.tally
-	r.kills, r.resumeKills, r.ooms = t.kills.Load(), t.resumeKills.Load(), t.ooms.Load()
+	r.kills, r.resumeKills, r.ooms, r.waiting = t.kills.Load(), t.resumeKills.Load(), t.ooms.Load(), t.waiting.Load()
 	r.calls, r.repeated, r.cancelled, r.cycles = t.calls.Load(), t.repeated.Load(), t.cancelled.Load(), t.cycles.Load()
 }
 

@@ -137,11 +137,11 @@ func (w *world) runHolder(ctx context.Context, res *result) error {
 func (w *world) bothDie(ctx context.Context, res *result) error {
 	w.control.outage.Add(1)
 	w.tally.kills.Add(1)
-	first, second := w.holder, w.plugin.process()
+	first, second := w.holder.kill, w.plugin.kill
 	if w.rng.IntN(2) == 0 {
 		first, second = second, first
 	}
-	if err := errors.Join(first.kill(), second.kill(), w.startHolder(), w.joinGroup(w.holder), w.plugin.start()); err != nil {
+	if err := errors.Join(first(), second(), w.startHolder(), w.joinGroup(w.holder), w.plugin.start()); err != nil {
 		return err
 	}
 	return w.recover(ctx, res)
@@ -177,7 +177,7 @@ func (w *world) runReboot(ctx context.Context, res *result) error {
 		w.stopReaders(res)
 		w.tally.kills.Add(1)
 		w.control.outage.Add(1)
-		if err := errors.Join(w.holder.kill(), w.plugin.process().kill(), w.unmountAll(), w.mountOwn()); err != nil {
+		if err := errors.Join(w.holder.kill(), w.plugin.kill(), w.unmountAll(), w.mountOwn()); err != nil {
 			return err
 		}
 		if err := errors.Join(w.startHolder(), w.joinGroup(w.holder), w.plugin.start(), w.recover(ctx, res), w.upAll(ctx), w.startReaders()); err != nil {
@@ -195,6 +195,7 @@ func (w *world) runCycles(ctx context.Context, res *result, cycles int) error {
 	}
 	const churners = 4
 	ended := make(chan struct{}, churners)
+	w.mounting = true
 	for range churners {
 		c := w.caller() // of this goroutine's random numbers
 		go func() {

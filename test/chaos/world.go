@@ -54,16 +54,18 @@ type world struct {
 	plugin  *plugin
 	control *control
 	volumes []*volume
-	readers []*readerProcess
-	serial  atomic.Int64
-	tally   tally
-	devices map[string]bool // FUSE connections that were seen
-	cache   string          // another cache directory
+	// mounting: volumes are made meanwhile, and some kills are to be while the plugin mounts.
+	mounting bool
+	readers  []*readerProcess
+	serial   atomic.Int64
+	tally    tally
+	devices  map[string]bool // FUSE connections that were seen
+	cache    string          // another cache directory
 }
 
 // tally counts what the harness did.
 type tally struct {
-	kills, resumeKills, ooms, calls, repeated, cancelled, cycles atomic.Int64
+	kills, resumeKills, ooms, waiting, calls, repeated, cancelled, cycles atomic.Int64
 }
 
 func (w *world) path(name ...string) string {
