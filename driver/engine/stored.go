@@ -62,8 +62,8 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 	candidates = slices.SortedFunc(slices.Values(candidates), func(a, b share.Key) int { return cmp.Compare(a.Size, b.Size) })
 	work := make(chan share.Key)
 	var wg sync.WaitGroup
-	var bytes int64   // GUARDED_BY(j.mu)
-	var failure error // not for want of room; GUARDED_BY(j.mu)
+	var bytes int64           // GUARDED_BY(j.mu)
+	var failure, noRoom error // GUARDED_BY(j.mu)
 	var full atomic.Bool
 	for range storeWorkers {
 		wg.Go(func() {
@@ -81,6 +81,7 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 					bytes += key.Size
 				case errors.Is(err, filestore.ErrFull):
 					full.Store(true)
+					noRoom = err
 				case err != nil && !errors.Is(err, filestore.ErrBusy) && ctx.Err() == nil:
 					failure = err
 				}
@@ -96,6 +97,9 @@ func storeFiles(ctx context.Context, l *filestore.Layer, j *joined, candidates [
 	log := klog.FromContext(ctx).WithValues("image", j.reference, "domain", j.domain.name)
 	if failure != nil {
 		log.Error(failure, "Large files are not stored")
+	}
+	if noRoom != nil {
+		log = log.WithValues("noRoom", noRoom)
 	}
 	if len(candidates) > 0 {
 		log.V(2).Info("Stored large files", "files", len(j.storedNames()), "bytes", bytes, "candidates", len(candidates))

@@ -201,11 +201,11 @@ func (s *Store) path(id fileID) string { return filepath.Join(s.cfg.Dir, id.laye
 // reserve makes room for a file; s.mu is held.
 func (s *Store) reserve(size int64) error {
 	if size > s.cfg.Limit {
-		return ErrFull
+		return fmt.Errorf("%w: it may have %d bytes, the file has %d", ErrFull, s.cfg.Limit, size)
 	}
 	for s.bytes+size > s.cfg.Limit {
 		if !s.evictOne() {
-			return ErrFull
+			return fmt.Errorf("%w: of the %d bytes that it may have %d are in use", ErrFull, s.cfg.Limit, s.bytes)
 		}
 	}
 	for {
@@ -217,7 +217,7 @@ func (s *Store) reserve(size int64) error {
 			return nil
 		}
 		if !s.evictOne() {
-			return ErrFull
+			return fmt.Errorf("%w: the disk has %d bytes free, of which %d stay so", ErrFull, st.Bavail*uint64(st.Bsize), s.cfg.MinFree) //nolint:gosec // a size
 		}
 	}
 }

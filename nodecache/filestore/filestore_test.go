@@ -170,8 +170,8 @@ func TestDiskStaysFree(t *testing.T) {
 	s := mustOpen(t, Config{Dir: t.TempDir(), Limit: 1 << 40, MinFree: 1 << 60})
 	defer s.Close()
 	data, name := content(1, 5000)
-	if err := mustLayer(t, s, "x").Put(t.Context(), name, bytes.NewReader(data)); !errors.Is(err, ErrFull) {
-		t.Errorf("%v, want %v", err, ErrFull)
+	if err := mustLayer(t, s, "x").Put(t.Context(), name, bytes.NewReader(data)); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "1152921504606846976 stay so") {
+		t.Errorf("%v, want %v and why", err, ErrFull)
 	}
 }
 

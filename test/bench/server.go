@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,7 +66,21 @@ func (b *bench) serve(ctx context.Context, front, domain, cacheDir string, image
 		return nil, errors.Join(err, s.close())
 	}
 	s.took = time.Since(start)
+	if store != "" && slices.ContainsFunc(images, func(im *image) bool { return slices.Contains(b.big[:], im) }) && !hasPlainCopies(cacheDir) {
+		err := fmt.Errorf("--store-limit %s made no plain copy of a large file, so it would measure --front %s: is less than a fifth of the disk free?", limit, front)
+		return nil, errors.Join(err, s.close())
+	}
 	return s, nil
+}
+
+// hasPlainCopies tells whether a server has made any in its cache directory.
+func hasPlainCopies(cacheDir string) bool {
+	found := false
+	_ = filepath.WalkDir(filepath.Join(cacheDir, "files"), func(_ string, d fs.DirEntry, err error) error {
+		found = found || err == nil && d.Type().IsRegular()
+		return nil
+	})
+	return found
 }
 
 // freshCache is the path of a cache directory that is not there yet.
