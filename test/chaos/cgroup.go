@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroup is a memory cgroup, of version 1 or 2.
@@ -84,7 +86,11 @@ func (g *cgroup) oomKills() int64 {
 // reclaim has the kernel take back what it can: page cache, and inodes that nobody uses.
 func (g *cgroup) reclaim() {
 	if g.v2 {
-		_ = os.WriteFile(filepath.Join(g.dir, "memory.reclaim"), []byte("1G"), 0) // EAGAIN: less was there
+		// EAGAIN says that less was there; an os.File would wait for the file to be writable.
+		if fd, err := unix.Open(filepath.Join(g.dir, "memory.reclaim"), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+			_, _ = unix.Write(fd, []byte("1G"))
+			_ = unix.Close(fd)
+		}
 		return
 	}
 	_ = os.WriteFile(filepath.Join(g.dir, "memory.force_empty"), []byte("0"), 0)
